@@ -1,0 +1,29 @@
+r"""Losses for Pyro that show what the evidence lower bound is made of.
+
+.. math::
+    \log p(x) \ge \mathrm{ELBO}
+      = \log p(x) - \mathrm{KL}(q(z) \,\|\, p(z \mid x))
+      = E_q[\log p(x, z)] + H[q(z)]
+      = E_q[\log p(x \mid z)] - \mathrm{KL}(q(z) \,\|\, p(z))
+
+One loss for each view, :class:`TraceGap_ELBO`, :class:`TraceEntropy_ELBO` and
+:class:`TraceKL_ELBO`, each with a KL weight :math:`\beta` that may follow a schedule.
+"""
+
+from . import reference, schedules
+from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
+from .errors import UnsupportedSiteError
+from .terms import ELBOTerms
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BetaELBOMixin",
+    "ELBOTerms",
+    "TraceEntropy_ELBO",
+    "TraceGap_ELBO",
+    "TraceKL_ELBO",
+    "UnsupportedSiteError",
+    "reference",
+    "schedules",
+]

@@ -1,0 +1,183 @@
+"""The base of the three losses: it owns the algorithm, a view is its hooks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.infer.util import torch_backward
+from torch import Tensor
+
+from ..terms import ELBOTerms
+from ..weighting import is_zero
+from .beta import BetaELBOMixin
+from .closed_forms import Form, Order, choose
+from .costs import SiteCosts, latent_costs, observed_costs
+from .plan import Plan, plan_of
+from .recording import Particle, record
+from .sites import LatentSite, group_latents
+from .tracing import TracingELBO, plate_indices, sample_sites
+
+__all__ = ["ViewELBO"]
+
+
+class ViewELBO(BetaELBOMixin, TracingELBO):
+    r"""Base of the losses: :math:`-(E_q[\log p(x \mid z)] - \sum_s \beta_s \mathrm{KL}_s)`.
+
+    It traces the guide, replays the model, and turns each site into costs; every term follows from
+    the same trace pair. A subclass overrides two hooks, :meth:`closed_form` and :meth:`objective`,
+    and nothing else.
+
+    Args:
+        *args: What :class:`pyro.infer.ELBO` takes.
+        beta: The KL weight, see :class:`~pyro_elbo.BetaELBOMixin`.
+        **kwargs: What :class:`pyro.infer.ELBO` takes (``num_particles``, ``vectorize_particles``,
+            ``max_plate_nesting``, ``retain_graph``, ...).
+
+    Raises:
+        ValueError: A latent is on one side only, or ``beta`` names an unknown site.
+        UnsupportedSiteError: A guide site is not reparameterised, or a site is to be enumerated.
+
+    Law:
+        ``-loss == terms.objective``, and the mean of every term and gradient is its closed form.
+
+    A note on design: one loss with ``kl=``, ``entropy=`` and ``form=`` flags was rejected. Flags
+    multiply, each estimator would be a branch of one method, and a new objective would edit the
+    heart. Multiplying a whole loss by a weight, instead of scaling the sites, was rejected too: it
+    would weigh the score function of a sampled site together with its cost.
+    """
+
+    log_evidence: Tensor | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._terms: ELBOTerms | None = None
+        self._warned: set[str] = set()
+
+    def closed_form(self, site: LatentSite) -> Form:
+        """Hook: whether a latent's ``"kl"``, its ``"entropy"`` or ``None`` is taken in closed form.
+
+        The base takes it where it exists and is right, and the sampled form otherwise.
+        """
+        return None
+
+    def objective(self, reconstruction: Tensor, kl_by_site: Mapping[str, Tensor]) -> Tensor:
+        """Hook: what is maximised, from differentiable 0-dim tensors, in nats.
+
+        Args:
+            reconstruction: The expected log-likelihood.
+            kl_by_site: The KL of each latent, its weight in it.
+        """
+        return reconstruction - sum(kl_by_site.values())
+
+    @property
+    def terms(self) -> ELBOTerms:
+        """The terms of the last evaluation, detached.
+
+        Raises:
+            RuntimeError: Nothing was evaluated yet.
+        """
+        if self._terms is None:
+            raise RuntimeError(
+                "no terms before the first evaluation; take a step (SVI.step), or call "
+                "elbo.decompose(model, guide, *args)"
+            )
+        return self._terms
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the objective: a 0-dim tensor in nats, whose gradient is the estimator's."""
+        objective, self._terms = self._evaluate(model, guide, args, kwargs)
+        return -objective
+
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """Minus the objective, in nats."""
+        with torch.no_grad():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        return self._checked(float(loss))
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """Minus the objective, in nats; adds its gradients to the parameters, and counts a step."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        torch_backward(loss, retain_graph=self.retain_graph)
+        self._count_evaluation()
+        return self._checked(float(loss.detach()))
+
+    def decompose(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> ELBOTerms:
+        """The terms at these arguments: no gradient, no step of a schedule."""
+        with torch.no_grad():
+            self.differentiable_loss(model, guide, *args, **kwargs)
+        return self.terms
+
+    def plan(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Plan:
+        """How each site is computed, and why, as a frozen record that prints as a table."""
+        with torch.no_grad():
+            return plan_of(self._evaluate(model, guide, args, kwargs)[1])
+
+    def _evaluate(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[Tensor, ELBOTerms]:
+        traces = self._get_traces(model, guide, args, kwargs)
+        particles = [self._particle(*pair) for pair in traces]
+        objective = self._objective(particles)
+        return objective, record(particles, objective, self._weights().default, self.log_evidence)
+
+    def _particle(self, model_trace: Any, guide_trace: Any) -> Particle:
+        model, guide = sample_sites(model_trace), sample_sites(guide_trace)
+        priors = {name: site for name, site in model.items() if "beta" in site}
+        guides = {name: site for name, site in guide.items() if "beta" in site}
+        order = Order(list(priors), list(guides))
+        costs = [
+            observed_costs(name, site, self.max_plate_nesting)
+            for name, site in model.items()
+            if name not in priors
+        ]
+        costs += [self._latent(site, order) for site in group_latents(priors, guides)]
+        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
+
+    def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
+        choice = choose(site, self.closed_form(site), order)
+        if choice.warns and site.name not in self._warned:
+            self._warned.add(site.name)
+            warnings.warn(
+                f"site {site.name!r}: {choice.why}; its KL is sampled, each side with its own "
+                "scale and mask",
+                UserWarning,
+                stacklevel=2,
+            )
+        return latent_costs(site, choice, self.max_plate_nesting, self.num_particles > 1)
+
+    def _objective(self, particles: list[Particle]) -> Tensor:
+        reconstruction: Any = 0.0
+        kl_by_site: dict[str, Any] = {}
+        for site in (site for particle in particles for site in particle.costs):
+            if site.beta is None:
+                reconstruction = reconstruction + site.total()
+            elif not is_zero(site.beta):
+                kl_by_site[site.name] = kl_by_site.get(site.name, 0.0) - site.beta * site.total()
+        return self.objective(
+            torch.as_tensor(reconstruction / self.num_particles),
+            {name: kl / self.num_particles for name, kl in kl_by_site.items()},
+        )
+
+    def _checked(self, loss: float) -> float:
+        if math.isnan(loss):
+            sites = [name for name, site in self.terms.sites.items() if site.is_nan]
+            warnings.warn(
+                f"the loss is nan, from the sites {sites}; check their parameters and data",
+                UserWarning,
+                stacklevel=3,
+            )
+        return loss

@@ -1,0 +1,201 @@
+r"""The KL weight as a mixin: a schedule, a step count, and the one seam of every Pyro ELBO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UnsupportedSiteError
+from ..weighting import WeightedPrograms, Weights, weigh
+from .module import BetaELBOModule
+
+__all__ = ["BetaELBOMixin"]
+
+OTHERS = "*"
+
+
+class BetaELBOMixin:
+    r"""Gives any Pyro loss a KL weight: :math:`E_q[\log p(x \mid z)] - \beta\,\mathrm{KL}`.
+
+    Put it before the loss, ``class Mine(BetaELBOMixin, TraceGraph_ELBO): pass``. The weight enters
+    in ``_get_trace``, through which every Pyro ELBO passes; model and guide stay as they are.
+
+    Args:
+        *args: What the loss takes.
+        beta: A number >= 0; a schedule (a callable from the step to such a number); or a mapping
+            from latent sites to either, where ``"*"`` names the default of the others (1 if
+            absent). A site's auxiliary (``z_unconstrained``) follows the site.
+        **kwargs: What the loss takes.
+
+    Raises:
+        ValueError: The weight, now or at a later step, is negative, nan or infinite.
+        TypeError: The weight is neither number, schedule nor mapping; or, at class creation, the
+            loss is one of Pyro's ``Jit`` losses, which freeze a Python number at its first value.
+
+    A schedule advances by one after ``loss_and_grads`` and after ``forward`` of
+    ``elbo(model, guide)`` in train mode with gradients enabled, and nowhere else. Code that calls
+    either more than once per optimiser step (gradient accumulation, LBFGS closures) does so inside
+    :meth:`hold` and calls :meth:`advance` once per step.
+
+    Law:
+        On a fixed seed the objective is affine in the weight.
+
+    Example:
+        >>> from pyro.infer import TraceGraph_ELBO
+        >>> class BetaTraceGraph_ELBO(BetaELBOMixin, TraceGraph_ELBO):
+        ...     pass
+        >>> from pyro_elbo import schedules
+        >>> elbo = BetaTraceGraph_ELBO(beta=schedules.Linear(4.0, 1.0, num_steps=3))
+        >>> elbo.beta
+        4.0
+        >>> elbo.advance()
+        >>> elbo.beta, elbo.step_count
+        (3.0, 1)
+
+    References:
+        *beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework*
+        (Higgins et al., 2017).
+        *Generating Sentences from a Continuous Space* (Bowman et al., 2016), arXiv 1511.06349.
+    """
+
+    def __init__(self, *args: Any, beta: Any = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._beta = dict(beta) if isinstance(beta, Mapping) else beta
+        self._step_count = 0
+        self._holding = 0
+        self._weights()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for parent in cls.__mro__:
+            if parent.__name__.startswith("Jit"):
+                raise TypeError(
+                    f"{cls.__name__}: {parent.__name__} compiles its first call and would freeze "
+                    f"beta there; subclass {parent.__name__.removeprefix('Jit')} instead"
+                )
+
+    @property
+    def beta(self) -> Any:
+        """The weight now; a dict where weights are by site."""
+        weights = self._weights()
+        if not isinstance(self._beta, Mapping):
+            return weights.default
+        return {**weights.by_site, OTHERS: weights.default}
+
+    @property
+    def step_count(self) -> int:
+        """Training steps taken: the argument of the schedules."""
+        return self._step_count
+
+    def advance(self) -> None:
+        """Count one optimiser step."""
+        self._step_count += 1
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, no evaluation counts as a step; an explicit :meth:`advance` still does."""
+        self._holding += 1
+        try:
+            yield
+        finally:
+            self._holding -= 1
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs: the step count."""
+        return {"step_count": self._step_count}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: The state has no step count that is a non-negative integer.
+        """
+        count = state.get("step_count")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"expected a step_count >= 0, as state_dict() gives; got {state!r}")
+        self._step_count = count
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate the loss, add its gradients to the parameters, and count a step."""
+        loss = super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+        self._count_evaluation()
+        return loss
+
+    def __call__(self, model: Any, guide: Any) -> BetaELBOModule:
+        """The loss as a :class:`torch.nn.Module` whose ``state_dict`` holds the step count."""
+        return BetaELBOModule(model, guide, self)
+
+    def _count_evaluation(self) -> None:
+        if not self._holding:
+            self.advance()
+
+    def _weights(self) -> Weights:
+        if not isinstance(self._beta, Mapping):
+            return Weights(weight_at(self._beta, self._step_count, "beta"))
+        values = {
+            name: weight_at(value, self._step_count, f"beta[{name!r}]")
+            for name, value in self._beta.items()
+        }
+        return Weights(values.pop(OTHERS, 1.0), values)
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        programs = weigh(model, guide, self._weights())
+        traces: tuple[Any, Any] = super()._get_trace(  # type: ignore[misc]
+            programs.model, programs.guide, args, kwargs
+        )
+        programs.check(traces[0])
+        check_marginalised(programs, *traces)
+        return traces
+
+
+def weight_at(value: Any, step: int, name: str) -> Any:
+    """The weight that a number or a schedule gives at a step.
+
+    Raises:
+        ValueError: It is negative, nan or infinite.
+        TypeError: It is no real number.
+    """
+    weight = value(step) if callable(value) else value
+    if isinstance(weight, Tensor) and weight.dim() == 0:
+        return weight
+    if not isinstance(weight, Real) or isinstance(weight, bool):
+        raise TypeError(
+            f"{name} must be a number, a schedule (int -> number) or a mapping from site names to "
+            f"either; at step {step} it is {weight!r}"
+        )
+    if not math.isfinite(weight) or weight < 0:
+        source = f", from {value!r}" if callable(value) else ""
+        raise ValueError(
+            f"{name} must be finite and >= 0; at step {step} it is {float(weight)!r}{source}"
+        )
+    return float(weight)
+
+
+def check_marginalised(programs: WeightedPrograms, model_trace: Any, guide_trace: Any) -> None:
+    """Refuse a weight on sites that the loss marginalises on the model's side.
+
+    Raises:
+        UnsupportedSiteError: A site of the model is enumerated and a weight is not 1.
+    """
+    if programs.weights.equal and programs.weights.default == 1.0:
+        return
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or name in guide_trace.nodes:
+            continue
+        if site["infer"].get("_enumerate_dim") is not None:
+            raise UnsupportedSiteError(
+                name,
+                "the model marginalises it, so its prior cannot be weighted by beta != 1",
+                "sample or enumerate it in the guide, or keep beta = 1",
+            )
+
+

@@ -1,0 +1,132 @@
+r"""Closed-form KLs and entropies, used only where they are right.
+
+An entropy in closed form is always right. A KL in closed form,
+:math:`\mathrm{KL}(q(z \mid \mathrm{pa}_q) \,\|\, p(z \mid \mathrm{pa}_p))`, is right where no parent
+of the site in the model is a descendant of it in the guide: the expectation over the site is then
+taken with its parents held. The order of the sites proves that in most programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.util import broadcast_shape, scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ..weighting import unweighted
+from .cost import Cost
+from .sites import LatentSite, has_base
+
+__all__ = ["Choice", "Form", "Order", "choose", "closed_entropy"]
+
+Form = Literal["kl", "entropy"] | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """The latents in the order in which model and guide sample them."""
+
+    model: Sequence[str]
+    guide: Sequence[str]
+
+    def proves_mean_field(self, name: str) -> bool:
+        """Whether nothing sampled before the site in the model is sampled after it in the guide."""
+        before = self.model[: self.model.index(name)]
+        after = self.guide[self.guide.index(name) + 1 :]
+        return set(before).isdisjoint(after)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The form that was chosen for a latent, its cost, and why; ``warns`` where it may surprise."""
+
+    form: Form
+    why: str
+    cost: Cost | None = None
+    warns: bool = False
+
+
+def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
+    """Take the wanted closed form where it exists and is right, the sampled form otherwise."""
+    if wanted is None:
+        return Choice(None, "the view samples it")
+    if site.role == "map":
+        return Choice(None, "a point mass: the sample is the expectation")
+    if not site.is_single:
+        return Choice(None, "its density is split over several sites")
+    if has_base(site.guide, (Delta, MaskedDistribution)):
+        return Choice(None, f"{_kind(site.guide)} has no {wanted} in closed form")
+    return _choose_kl(site, order) if wanted == "kl" else _choose_entropy(site)
+
+
+def _choose_kl(site: LatentSite, order: Order) -> Choice:
+    pair = f"KL({_kind(site.guide)} || {_kind(site.prior)})"
+    if has_base(site.prior, (Delta, MaskedDistribution)):
+        return Choice(None, f"{pair} has no closed form")
+    if not order.proves_mean_field(site.name):
+        why = "a parent of it in the model is sampled after it in the guide"
+        return Choice(None, why, warns=True)
+    prior, guide = site.prior_sites[site.name], site.guide_sites[site.name]
+    if not _same_scale_and_mask(prior, guide):
+        return Choice(None, "scale or mask differ between model and guide", warns=True)
+    cost = _closed_kl(prior, guide)
+    if cost is None:
+        return Choice(None, f"{pair} is not registered with torch.distributions")
+    return Choice("kl", pair, cost)
+
+
+def _choose_entropy(site: LatentSite) -> Choice:
+    cost = closed_entropy(site)
+    if cost is None:
+        return Choice(None, f"{_kind(site.guide)} has no entropy in closed form")
+    return Choice("entropy", f"H[{_kind(site.guide)}]", cost)
+
+
+def _closed_kl(prior: Any, guide: Any) -> Cost | None:
+    try:
+        kl = kl_divergence(guide["fn"], prior["fn"])
+    except NotImplementedError:
+        return None
+    shape = broadcast_shape(guide["fn"].batch_shape, prior["fn"].batch_shape)
+    return _cost(guide, -kl, prior["cond_indep_stack"]) if kl.shape == shape else None
+
+
+def closed_entropy(site: LatentSite) -> Cost | None:
+    """The guide's entropy, if its distribution has one in closed form."""
+    guide = site.guide_sites[site.name]
+    try:
+        entropy = guide["fn"].entropy()
+    except NotImplementedError:
+        return None
+    if entropy.shape != guide["fn"].batch_shape:
+        return None
+    return _cost(guide, entropy, guide["cond_indep_stack"])
+
+
+def _cost(site: Any, value: Tensor, stack: tuple[Any, ...]) -> Cost:
+    scale, mask = unweighted(site)
+    value = scale_and_mask(value, scale, mask)
+    return Cost(value, value, stack, scale)
+
+
+def _same_scale_and_mask(prior: Any, guide: Any) -> bool:
+    return all(map(_same, unweighted(prior), unweighted(guide)))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
+
+
+def _kind(fn: Any) -> str:
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__

@@ -1,0 +1,76 @@
+"""A loss with its model and guide as one :class:`torch.nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBOModule
+from torch import Tensor, nn
+
+__all__ = ["BetaELBOModule"]
+
+
+class BetaELBOModule(ELBOModule):  # type: ignore[misc]
+    """Computes the differentiable loss of a fixed model and guide.
+
+    Guides that create their parameters when they first run (AutoGuides) are initialised by one
+    call, ``module(*args)`` under ``torch.no_grad()``, before an optimiser reads ``parameters()``.
+    In train mode with gradients enabled each call counts as one step of the loss's schedule.
+
+    Args:
+        model: A module, or a function without parameters.
+        guide: A module.
+        elbo: The loss.
+
+    Raises:
+        TypeError: The guide is a plain function, or the loss has no ``differentiable_loss``.
+        ValueError: On the first call: ``pyro.param`` made a parameter that no module holds.
+    """
+
+    def __init__(self, model: Any, guide: Any, elbo: Any) -> None:
+        if not isinstance(guide, nn.Module):
+            raise TypeError(
+                "elbo(model, guide) needs a guide that is a torch.nn.Module, or its parameters "
+                "would not be found; write it as a pyro.nn.PyroModule, or train it with SVI"
+            )
+        if not hasattr(elbo, "differentiable_loss"):
+            raise TypeError(f"{type(elbo).__name__} has no differentiable_loss; train it with SVI")
+        super().__init__(model, guide, elbo)
+        self._checked = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss in nats, a 0-dim tensor with a graph."""
+        if self._checked:
+            loss: Tensor = super().forward(*args, **kwargs)
+        else:
+            loss = self._checked_forward(super().forward, *args, **kwargs)
+        if self.training and torch.is_grad_enabled():
+            self.elbo._count_evaluation()
+        return loss
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The loss's step count, which ``state_dict()`` stores."""
+        state: dict[str, int] = self.elbo.state_dict()
+        return state
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restore the loss's step count."""
+        self.elbo.load_state_dict(state)
+
+    def _checked_forward(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        with poutine.trace(param_only=True) as captured:
+            loss = forward(*args, **kwargs)
+        held = {id(parameter) for parameter in self.parameters()}
+        for name, site in captured.trace.nodes.items():
+            value = site["value"]
+            unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if id(unconstrained) not in held:
+                raise ValueError(
+                    f"parameter {name!r} belongs to no module, so module.parameters() lacks it; "
+                    "make it a PyroParam of a PyroModule, or train with pyro.infer.SVI"
+                )
+        self._checked = True
+        return loss

@@ -1,0 +1,74 @@
+"""How a loss computes each site, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..site_terms import SiteTerms
+from ..tables import table
+from ..terms import ELBOTerms
+
+__all__ = ["Plan", "SitePlan", "plan_of"]
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """How one site is computed.
+
+    Args:
+        name: The site.
+        role: ``"observed"``, ``"latent"``, ``"joint"``, ``"factor"`` or ``"map"``.
+        plates: Names of its plates, left to right.
+        beta: Its weight; ``None`` at observed sites.
+        kl: ``"exact"`` or ``"sampled"``; ``None`` at observed sites.
+        entropy: The same for the entropy.
+        gradient: How its gradient is had.
+        why: The reason for the form, in words.
+    """
+
+    name: str
+    role: str
+    plates: tuple[str, ...]
+    beta: Any
+    kl: str | None
+    entropy: str | None
+    gradient: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of all sites, observed ones first; ``print`` shows a table."""
+
+    sites: tuple[SitePlan, ...]
+
+    def __getitem__(self, name: str) -> SitePlan:
+        """The plan of a site.
+
+        Raises:
+            KeyError: No such site.
+        """
+        return {site.name: site for site in self.sites}[name]
+
+    def __str__(self) -> str:
+        head = ["site", "role", "plates", "beta", "KL", "entropy", "gradient", "why"]
+        return table([head, *(_row(site) for site in self.sites)], right=False)
+
+
+def plan_of(terms: ELBOTerms) -> Plan:
+    """The plan that an evaluation followed."""
+    return Plan(tuple(_site_plan(site) for site in terms.sites.values()))
+
+
+def _site_plan(site: SiteTerms) -> SitePlan:
+    gradient = "direct" if site.beta is None else "pathwise"
+    kl, entropy = site.how.get("kl"), site.how.get("log_guide")
+    return SitePlan(site.name, site.role, site.plates, site.beta, kl, entropy, gradient, site.why)
+
+
+def _row(site: SitePlan) -> list[str]:
+    beta = "-" if site.beta is None else f"{float(site.beta):g}"
+    plates = ", ".join(site.plates) or "-"
+    how = [site.kl or "-", site.entropy or "-"]
+    return [site.name, site.role, plates, beta, *how, site.gradient, site.why]

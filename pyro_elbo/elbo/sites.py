@@ -1,0 +1,125 @@
+"""The latents of a trace pair: which sites belong together, and what a view may ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pyro.distributions import Delta
+from pyro.poutine.util import site_is_factor
+from torch.distributions import Distribution
+
+from ..weighting import constrained_name
+
+__all__ = ["LatentSite", "group_latents", "has_base"]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSite:
+    """A latent as a view sees it: one site, or a group whose density cannot be split.
+
+    Args:
+        name: The site; in a joint group, the guide's auxiliary site.
+        role: ``"latent"``, ``"joint"``, ``"map"`` or ``"factor"``.
+        prior_sites: The model's sites of the group, by name.
+        guide_sites: The guide's sites of the group, by name.
+    """
+
+    name: str
+    role: str
+    prior_sites: Mapping[str, Any]
+    guide_sites: Mapping[str, Any]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the sites of the group, the guide's first."""
+        return tuple(dict.fromkeys([*self.guide_sites, *self.prior_sites]))
+
+    @cached_property
+    def beta(self) -> Any:
+        """The weight that the group's sites share.
+
+        Raises:
+            ValueError: Their weights differ.
+        """
+        sites = {**self.prior_sites, **self.guide_sites}
+        betas = {name: site["beta"] for name, site in sites.items()}
+        first = next(iter(betas.values()))
+        if any(beta != first for beta in betas.values()):
+            raise ValueError(
+                f"beta differs inside the joint group of {self.name!r} ({betas}), whose density "
+                "cannot be split; give its sites one weight"
+            )
+        return first
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the group is one site, with one density on each side."""
+        return self.guide_sites.keys() == self.prior_sites.keys() == {self.name}
+
+    @property
+    def prior(self) -> Distribution:
+        """The model's distribution of a single site."""
+        return self.prior_sites[self.name]["fn"]
+
+    @property
+    def guide(self) -> Distribution:
+        """The guide's distribution of a single site."""
+        return self.guide_sites[self.name]["fn"]
+
+
+def has_base(fn: Any, kinds: Any) -> bool:
+    """Whether a distribution, or one that it wraps, is of one of the kinds."""
+    while fn is not None:
+        if isinstance(fn, kinds):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
+
+
+def group_latents(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> Iterator[LatentSite]:
+    """Group the sites that carry a KL.
+
+    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; any other
+    auxiliary site and the ``Delta`` sites after it are one joint group.
+
+    Args:
+        priors: The model's weighed sites by name, in order.
+        guide: The guide's weighed sites by name, in order.
+    """
+    owners = _owners(priors, guide)
+    for name in dict.fromkeys(owners.values()):
+        members = [member for member, owner in owners.items() if owner == name]
+        on_guide = {member: guide[member] for member in members if member in guide}
+        on_model = {member: priors[member] for member in members if member in priors}
+        yield LatentSite(name, _role(name, on_model, on_guide), on_model, on_guide)
+
+
+def _owners(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> dict[str, str]:
+    owners: dict[str, str] = {}
+    auxiliary = None
+    for name, site in guide.items():
+        followed = constrained_name(name)
+        if name in priors:
+            joins = auxiliary is not None and name not in owners and has_base(site["fn"], Delta)
+            owners.setdefault(name, auxiliary if joins and auxiliary is not None else name)
+        elif followed != name and followed in priors and has_base(guide[followed]["fn"], Delta):
+            owners[name] = owners[followed] = followed
+        else:
+            owners[name] = name
+            auxiliary = auxiliary if site_is_factor(site) else name
+    for name in priors:
+        owners.setdefault(name, name)
+    return owners
+
+
+def _role(name: str, on_model: Mapping[str, Any], on_guide: Mapping[str, Any]) -> str:
+    if name not in on_model and on_model:
+        return "joint"
+    if not on_model and all(site_is_factor(site) for site in on_guide.values()):
+        return "factor"
+    if on_guide.keys() == {name} == on_model.keys() and has_base(on_guide[name]["fn"], Delta):
+        return "map"
+    return "latent"

@@ -1,0 +1,23 @@
+"""What a loss cannot do, said with the site's name and the remedy."""
+
+from __future__ import annotations
+
+__all__ = ["UnsupportedSiteError"]
+
+
+class UnsupportedSiteError(NotImplementedError):
+    """A loss cannot give a right number at a site, so it gives none.
+
+    Args:
+        site: Name of the sample site.
+        why: What about the site is not supported.
+        remedy: What to change.
+
+    Example:
+        >>> print(UnsupportedSiteError("z", "it is not reparameterised", "use a Normal guide"))
+        site 'z': it is not reparameterised; use a Normal guide
+    """
+
+    def __init__(self, site: str, why: str, remedy: str) -> None:
+        super().__init__(f"site {site!r}: {why}; {remedy}")
+        self.site, self.why, self.remedy = site, why, remedy

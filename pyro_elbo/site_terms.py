@@ -1,0 +1,162 @@
+"""The terms of one site, as recorded, and laid out by plate when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["PARTICLES", "Atom", "SiteTerms"]
+
+PARTICLES = "num_particles_vectorized"
+
+
+class Atom(NamedTuple):
+    """One recorded log-density.
+
+    Args:
+        value: Detached, in nats, under its own scale and mask, without the weight.
+        stack: The plates (Pyro's frames) that it was computed in.
+        scale: Its scale: the product of plate scales and the user's.
+    """
+
+    value: Tensor
+    stack: tuple[Any, ...]
+    scale: Any
+
+    @property
+    def frames(self) -> dict[str, Any]:
+        """The vectorised plates by name, left to right, particles included."""
+        vectorised = [frame for frame in self.stack if frame.dim is not None]
+        return {frame.name: frame for frame in sorted(vectorised, key=lambda frame: frame.dim)}
+
+    @property
+    def user_scale(self) -> Any:
+        """The scale without the plates' own."""
+        return self.scale / prod(subsampling(frame) for frame in self.stack)
+
+    def laid_out(self, plates: Sequence[str]) -> Tensor:
+        """The value with shape ``(particles, *plates)``, summed over every other dim."""
+        frames = self.frames
+        depth = max([self.value.dim(), *(-frame.dim for frame in frames.values())])
+        value = self.value.reshape((1,) * (depth - self.value.dim()) + self.value.shape)
+        kept = [frames[name].dim for name in (PARTICLES, *plates) if name in frames]
+        summed = [dim for dim in range(-depth, 0) if dim not in kept]
+        value = value.sum(summed) if summed else value
+        value = value.permute([sorted(kept).index(dim) for dim in kept])
+        return value if PARTICLES in frames else value.unsqueeze(0)
+
+
+def subsampling(frame: Any) -> float:
+    """What one entry of a plate counts: its full size over its size."""
+    return 1.0 if frame.full_size is None else frame.full_size / frame.size
+
+
+@dataclass(frozen=True, eq=False)
+class SiteTerms:
+    """The terms of one site, or of one group of sites whose density cannot be split.
+
+    ``log_likelihood``, ``log_prior``, ``log_guide``, ``kl`` and ``weighted_kl`` are averaged over
+    particles, shaped by ``plates``, in nats, with the site's scale and mask.
+
+    Args:
+        name: The site, or the guide's joint site.
+        role: ``"observed"``, ``"latent"``, ``"joint"`` (one auxiliary guide site and the model's
+            sites computed from it), ``"factor"`` or ``"map"`` (a point mass).
+        beta: The weight of the KL; ``None`` at observed sites.
+        how: How ``log_prior``, ``log_guide`` and ``kl`` were had: ``"exact"``, ``"sampled"`` or
+            ``"enumerated"``.
+        why: The reason for that, in words.
+        members: The sites of the group.
+        particles: The recorded atoms, one mapping for each sequential particle (or one mapping for
+            all vectorised particles).
+    """
+
+    name: str
+    role: str
+    beta: Any
+    how: Mapping[str, str]
+    why: str
+    members: tuple[str, ...]
+    particles: tuple[Mapping[str, tuple[Atom, ...]], ...]
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """Log-likelihood of an observed site, or a model factor; 0 at latents."""
+        return self._mean("log_likelihood")
+
+    @property
+    def log_prior(self) -> Tensor:
+        r""":math:`E_q[\log p(z)]` given the site's parents; 0 at observed sites."""
+        return self._mean("log_prior")
+
+    @property
+    def log_guide(self) -> Tensor:
+        r""":math:`E_q[\log q(z)]` given the site's parents; 0 at observed sites."""
+        return self._mean("log_guide")
+
+    @property
+    def kl(self) -> Tensor:
+        """Log guide minus log prior."""
+        return self._mean("kl")
+
+    @property
+    def weighted_kl(self) -> Tensor:
+        """The weight times the KL, dropped where the weight is 0."""
+        return self._mean("weighted_kl")
+
+    @cached_property
+    def atoms(self) -> tuple[Atom, ...]:
+        """Everything recorded at the site."""
+        return tuple(atom for parts in self.particles for atoms in parts.values() for atom in atoms)
+
+    @cached_property
+    def plates(self) -> tuple[str, ...]:
+        """Names of the plates that all of the site's terms share, left to right."""
+        common = set.intersection(*(set(atom.frames) for atom in self.atoms)) - {PARTICLES}
+        return tuple(name for name in self.atoms[0].frames if name in common)
+
+    @cached_property
+    def member_plates(self) -> frozenset[str]:
+        """Names of the plates that any of the site's terms is in."""
+        return frozenset(name for atom in self.atoms for name in atom.frames) - {PARTICLES}
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether anything recorded at the site is nan."""
+        return any(bool(atom.value.isnan().any()) for atom in self.atoms)
+
+    @cached_property
+    def num_particles(self) -> int:
+        """How many particles were recorded."""
+        return len(self.per_particle("kl", ()))
+
+    def frame(self, plate: str) -> Any:
+        """Pyro's frame of one of the site's plates."""
+        return self.atoms[0].frames[plate]
+
+    def per_particle(self, part: str, plates: Sequence[str]) -> Tensor:
+        """One term with shape ``(particles, *plates)``, summed over every other dim."""
+        if part == "kl":
+            return self.per_particle("log_guide", plates) - self.per_particle("log_prior", plates)
+        if part == "weighted_kl":
+            if self.beta is None or (isinstance(self.beta, (int, float)) and self.beta == 0):
+                return torch.zeros_like(self.per_particle("log_prior", plates))
+            return self.beta * self.per_particle("kl", plates)
+        return torch.cat([self._laid_out(parts, part, plates) for parts in self.particles])
+
+    def _laid_out(
+        self, parts: Mapping[str, tuple[Atom, ...]], part: str, plates: Sequence[str]
+    ) -> Tensor:
+        if part in parts:
+            return torch.stack([atom.laid_out(plates) for atom in parts[part]]).sum(0)
+        like = next(iter(parts.values()), self.atoms[:1])[0].laid_out(plates)
+        return torch.zeros_like(like)
+
+    def _mean(self, part: str) -> Tensor:
+        return self.per_particle(part, self.plates).mean(0)

@@ -1,0 +1,180 @@
+r"""How :math:`\beta` enters a trace: one messenger, outermost, on the guide and on the model.
+
+The messenger scales the log-density of latent sites, so that every Pyro loss sees
+:math:`\log p(x \mid z) + \beta\,(\log p(z) - \log q(z))` and no model or guide takes a weight as an
+argument. Scaling one side only is not a weighted KL: the two densities must carry the same weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+__all__ = ["WeightMessenger", "WeightedPrograms", "Weights", "is_zero", "unweighted", "weigh"]
+
+Site = dict[str, Any]
+
+_AUXILIARY_SUFFIX = "_unconstrained"
+
+
+def is_zero(weight: Any) -> bool:
+    """Whether a weight is the Python number 0 (a tensor never is: its value is not looked at)."""
+    return isinstance(weight, (int, float)) and weight == 0
+
+
+def constrained_name(name: str) -> str:
+    """The site whose auxiliary ``name`` is (``z`` for ``z_unconstrained``), else ``name``."""
+    return name.removesuffix(_AUXILIARY_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight of every latent site at one step.
+
+    Args:
+        default: Weight of the sites that ``by_site`` does not name.
+        by_site: Weight by site name.
+
+    Example:
+        >>> weights = Weights(1.0, {"z": 4.0})
+        >>> weights.of("z"), weights.of("z_unconstrained"), weights.of("w")
+        (4.0, 4.0, 1.0)
+    """
+
+    default: Any = 1.0
+    by_site: Mapping[str, Any] = field(default_factory=dict)
+
+    def names(self, site: str) -> bool:
+        """Whether the mapping names the site, or the site whose auxiliary it is."""
+        return site in self.by_site or constrained_name(site) in self.by_site
+
+    def of(self, site: str) -> Any:
+        """The weight of a site; an auxiliary site ``z_unconstrained`` follows ``z``."""
+        return self.by_site.get(site, self.by_site.get(constrained_name(site), self.default))
+
+    @property
+    def equal(self) -> bool:
+        """Whether all sites share one weight."""
+        return all(weight == self.default for weight in self.by_site.values())
+
+
+class WeightMessenger(Messenger):
+    """Scales the log-densities of latent sites by their weights.
+
+    In a guide it weighs every sample site (auxiliary sites and ``pyro.factor`` included), in a
+    model the latents that the guide sampled. A :class:`~pyro.poutine.guide.GuideMessenger` runs
+    the model inside the guide's call: ``role="both"`` weighs what is not observed. A
+    reparameteriser that puts a latent's prior into an observed ``Delta(log_density=...)`` is
+    recognised and weighed. Observed sites, ``pyro.deterministic`` and plate subsampling are never
+    touched.
+
+    A weight of 0 drops the term by masking it out, since 0 times minus infinity is nan; the
+    incoming mask is kept beside it for :func:`unweighted`.
+
+    Args:
+        weights: The weights.
+        role: ``"guide"``, ``"model"`` or ``"both"``.
+        latents: Names of the sites that the guide sampled (read when the model runs).
+    """
+
+    def __init__(self, weights: Weights, role: str, latents: set[str]) -> None:
+        super().__init__()
+        self.weights, self.role, self.latents = weights, role, latents
+        self.weighed: set[str] = set()
+        self.observed: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if not self._weighs(msg):
+            self.observed.add(msg["name"])
+            return
+        self.weighed.add(msg["name"])
+        msg["beta"] = weight = self.weights.of(msg["name"])
+        if is_zero(weight):
+            msg["unweighted_mask"], msg["mask"] = msg["mask"], False
+        else:
+            msg["scale"] = weight * msg["scale"]
+
+    def _weighs(self, msg: Site) -> bool:
+        if self.role == "guide":
+            return not msg["infer"].get("_deterministic")
+        if msg["is_observed"]:
+            return self._holds_prior(msg)
+        return self.role == "both" or msg["name"] in self.latents
+
+    def _holds_prior(self, msg: Site) -> bool:
+        if type(msg["fn"]) is not Delta or msg["infer"].get("_deterministic"):
+            return False
+        parts = f"{msg['name']}_"
+        return not any(name.startswith(parts) for name in self.observed)
+
+
+@dataclass(frozen=True)
+class WeightedPrograms:
+    """A model and a guide under their messengers; :meth:`check` runs after both have run."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    weights: Weights
+    on_model: WeightMessenger
+    on_guide: WeightMessenger
+
+    def check(self, model_trace: Any) -> None:
+        """Check the names of a mapping against the sites that appeared.
+
+        Raises:
+            ValueError: A name that no latent has, or a latent whose weight is ambiguous.
+        """
+        latents = self.on_guide.weighed | self.on_model.weighed
+        for name in self.weights.by_site:
+            if name not in latents:
+                raise ValueError(_unknown_name(name, sorted(latents), name in model_trace))
+        if self.weights.equal or self.on_model is self.on_guide:
+            return
+        for name in sorted(self.on_guide.weighed ^ self.on_model.weighed):
+            followed = constrained_name(name)
+            if not self.weights.names(name) and (followed == name or followed not in latents):
+                raise ValueError(
+                    f"beta: site {name!r} appears on one side only, and the weights differ, so its "
+                    f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}"
+                )
+
+
+def weigh(
+    model: Callable[..., Any], guide: Callable[..., Any], weights: Weights
+) -> WeightedPrograms:
+    """Put the weights, outermost, on a model and a guide; neither is changed."""
+    if isinstance(poutine.unwrap(guide), Messenger):
+        both = WeightMessenger(weights, "both", set())
+        return WeightedPrograms(model, both(guide), weights, both, both)
+    on_guide = WeightMessenger(weights, "guide", set())
+    on_model = WeightMessenger(weights, "model", on_guide.weighed)
+    return WeightedPrograms(on_model(model), on_guide(guide), weights, on_model, on_guide)
+
+
+def unweighted(site: Site) -> tuple[Any, Any]:
+    """The scale and the mask that a traced site has without its weight."""
+    weight = site.get("beta", 1.0)
+    if is_zero(weight):
+        return site["scale"], site["unweighted_mask"]
+    if isinstance(weight, float) and weight == 1.0:
+        return site["scale"], site["mask"]
+    return site["scale"] / weight, site["mask"]
+
+
+def _unknown_name(name: str, latents: list[str], in_model: bool) -> str:
+    successors = [latent for latent in latents if latent.startswith(f"{name}_")]
+    if in_model and successors:
+        return (
+            f"beta names site {name!r}, which is no latent here (it was reparameterised); "
+            f"name {', '.join(map(repr, successors))} instead"
+        )
+    found = ", ".join(map(repr, latents)) or "none"
+    return f"beta names site {name!r}, but no latent has that name; the latents are: {found}"
