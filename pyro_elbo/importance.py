@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from math import prod
 from typing import Any
 
@@ -30,7 +29,7 @@ def importance_bound(
     atoms = [atom for site in sites for atom in site.atoms]
     if not atoms or sites[0].num_particles < 2 or any(site.role == "map" for site in sites):
         return like.new_full((), float("nan"))
-    shared = reduce(lambda a, b: a & b, (atom.frames.keys() for atom in atoms)) - {PARTICLES}
+    shared = set.intersection(*(set(atom.frames) for atom in atoms)) - {PARTICLES}
     plates = [name for name in atoms[0].frames if name in shared]
     if not all(_is_proper(atom, shared, indices) for atom in atoms):
         return like.new_full((), float("nan"))

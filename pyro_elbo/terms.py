@@ -258,5 +258,3 @@ def _standard_error(values: Tensor) -> Tensor:
     if len(values) < 2:
         return values.new_full((), torch.nan)
     return values.std(0) / len(values) ** 0.5
-
-

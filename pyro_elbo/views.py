@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -49,9 +49,14 @@ class EvidenceGap(NamedTuple):
 class Totals:
     """The terms that follow from reconstruction, log prior, log guide and weighted KL."""
 
-    reconstruction: Tensor
-    expected_log_prior: Tensor
-    expected_log_guide: Tensor
+    if TYPE_CHECKING:
+
+        @property
+        def reconstruction(self) -> Tensor: ...  # noqa: D102
+        @property
+        def expected_log_prior(self) -> Tensor: ...  # noqa: D102
+        @property
+        def expected_log_guide(self) -> Tensor: ...  # noqa: D102
 
     @property
     def expected_log_likelihood(self) -> Tensor:

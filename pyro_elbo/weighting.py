@@ -13,6 +13,7 @@ from typing import Any
 
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
@@ -151,7 +152,7 @@ def weigh(
     model: Callable[..., Any], guide: Callable[..., Any], weights: Weights
 ) -> WeightedPrograms:
     """Put the weights, outermost, on a model and a guide; neither is changed."""
-    if isinstance(poutine.unwrap(guide), Messenger):
+    if isinstance(poutine.unwrap(guide), GuideMessenger):
         both = WeightMessenger(weights, "both", set())
         return WeightedPrograms(model, both(guide), weights, both, both)
     on_guide = WeightMessenger(weights, "guide", set())

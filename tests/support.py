@@ -32,10 +32,14 @@ def assert_mean(samples: Tensor, exact: Tensor, what: str = "") -> None:
     rounding = 100 * EPS * (samples.abs().amax(0) + exact.abs())
     error = (samples.mean(0) - exact).abs()
     bad = error > threshold * spread + rounding
-    assert not bad.any(), f"{what}: off by {(error / spread)[bad]} standard errors (> {threshold:.1f})"
+    assert not bad.any(), (
+        f"{what}: off by {(error / spread)[bad]} standard errors (> {threshold:.1f})"
+    )
 
 
-def assert_close(actual: Tensor, expected: Tensor, scale: Tensor | float = 0.0, ulps: int = 64) -> None:
+def assert_close(
+    actual: Tensor, expected: Tensor, scale: Tensor | float = 0.0, ulps: int = 64
+) -> None:
     """Equal to rounding, relative to the larger of the value and `scale`."""
     actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
     largest = torch.maximum(expected.abs(), torch.as_tensor(scale).abs())
@@ -66,5 +70,3 @@ def evaluate(elbo, problem, seed: int | None = None):
     clear_gradients(parameters)
     loss = elbo.loss_and_grads(problem.model, problem.guide, *problem.args)
     return loss, gradients(parameters)
-
-

@@ -79,7 +79,10 @@ def test_law_3_the_three_views_are_one_number(loss_class, problem, particles):
 
 def test_law_4_the_objective_is_affine_in_beta(loss_class, problem, particles):
     losses, grads = zip(
-        *(evaluate(loss_class(beta=beta, **particles), problem, seed=3) for beta in (0.0, 1.0, 4.0)),
+        *(
+            evaluate(loss_class(beta=beta, **particles), problem, seed=3)
+            for beta in (0.0, 1.0, 4.0)
+        ),
         strict=True,
     )
     assert losses[2] - losses[0] == pytest.approx(4 * (losses[1] - losses[0]), rel=1e-10)

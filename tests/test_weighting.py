@@ -371,4 +371,3 @@ def test_constrained_support_is_untouched():
     exact = torch.tensor(math.log(2) + 0.25 / 2 - 0.5)
     for cls in LOSSES:
         assert_mean(losses(cls(), positive, auto), exact)
-

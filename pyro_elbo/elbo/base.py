@@ -126,9 +126,7 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
         with torch.no_grad():
             return plan_of(self._evaluate(model, guide, args, kwargs)[1])
 
-    def _evaluate(
-        self, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> tuple[Tensor, ELBOTerms]:
+    def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
         traces = self._get_traces(model, guide, args, kwargs)
         particles = [self._particle(*pair) for pair in traces]
         objective = self._objective(particles)

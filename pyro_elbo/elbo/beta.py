@@ -197,5 +197,3 @@ def check_marginalised(programs: WeightedPrograms, model_trace: Any, guide_trace
                 "the model marginalises it, so its prior cannot be weighted by beta != 1",
                 "sample or enumerate it in the guide, or keep beta = 1",
             )
-
-

@@ -1,9 +1,9 @@
 r"""Closed-form KLs and entropies, used only where they are right.
 
-An entropy in closed form is always right. A KL in closed form,
-:math:`\mathrm{KL}(q(z \mid \mathrm{pa}_q) \,\|\, p(z \mid \mathrm{pa}_p))`, is right where no parent
-of the site in the model is a descendant of it in the guide: the expectation over the site is then
-taken with its parents held. The order of the sites proves that in most programs.
+An entropy in closed form is always right. A KL in closed form, that of :math:`q(z \mid a)` to
+:math:`p(z \mid b)` given the site's parents, is right where no parent in the model is a descendant
+of the site in the guide: the expectation over the site is then taken with its parents held. The
+order of the sites proves that in most programs.
 """
 
 from __future__ import annotations

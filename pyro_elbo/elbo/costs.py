@@ -113,9 +113,7 @@ def _closed_kl_costs(
 def _site_costs(
     site: LatentSite, choice: Choice, costs: list[Cost], parts: Parts, how: dict[str, str]
 ) -> SiteCosts:
-    return SiteCosts(
-        site.name, site.role, site.beta, site.members, costs, parts, how, choice.why
-    )
+    return SiteCosts(site.name, site.role, site.beta, site.members, costs, parts, how, choice.why)
 
 
 def _record(priors: Sequence[Cost], guides: Sequence[Cost], suffix: str = "") -> Parts:
@@ -142,8 +140,7 @@ def _log_density(site: Any, max_plate_nesting: float) -> Cost:
     log_prob = _evaluate(site["fn"].log_prob, site)
     scale, mask = unweighted(site)
     value = site["log_prob"] = scale_and_mask(log_prob, scale, mask)
-    if is_validation_enabled():
-        check_site_shape(site, max_plate_nesting)
+    _check_shape(site, max_plate_nesting)
     return Cost(value, value, site["cond_indep_stack"], scale)
 
 
@@ -153,9 +150,13 @@ def _minus_log_guide(site: Any, max_plate_nesting: float) -> Cost:
     if not is_identically_zero(parts.score_function):
         _refuse(site["name"], "its distribution is only partly reparameterised")
     site["log_prob"] = parts.log_prob
+    _check_shape(site, max_plate_nesting)
+    return Cost(-parts.log_prob, -parts.entropy_term, site["cond_indep_stack"], scale)
+
+
+def _check_shape(site: Any, max_plate_nesting: Any) -> None:
     if is_validation_enabled():
         check_site_shape(site, max_plate_nesting)
-    return Cost(-parts.log_prob, -parts.entropy_term, site["cond_indep_stack"], scale)
 
 
 def _evaluate(density: Callable[..., Any], site: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["BetaELBOModule"]
 
 
-class BetaELBOModule(ELBOModule):  # type: ignore[misc]
+class BetaELBOModule(ELBOModule):
     """Computes the differentiable loss of a fixed model and guide.
 
     Guides that create their parameters when they first run (AutoGuides) are initialised by one
@@ -29,6 +29,8 @@ class BetaELBOModule(ELBOModule):  # type: ignore[misc]
         TypeError: The guide is a plain function, or the loss has no ``differentiable_loss``.
         ValueError: On the first call: ``pyro.param`` made a parameter that no module holds.
     """
+
+    elbo: Any
 
     def __init__(self, model: Any, guide: Any, elbo: Any) -> None:
         if not isinstance(guide, nn.Module):
@@ -65,7 +67,7 @@ class BetaELBOModule(ELBOModule):  # type: ignore[misc]
             loss = forward(*args, **kwargs)
         held = {id(parameter) for parameter in self.parameters()}
         for name, site in captured.trace.nodes.items():
-            value = site["value"]
+            value: Any = site["value"]
             unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value
             if id(unconstrained) not in held:
                 raise ValueError(

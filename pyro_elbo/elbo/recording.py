@@ -35,9 +35,7 @@ def record(
 
 
 def _site_terms(site: SiteCosts, by_particle: Sequence[Mapping[str, SiteCosts]]) -> SiteTerms:
-    parts = tuple(
-        sites[site.name].parts if site.name in sites else {} for sites in by_particle
-    )
+    parts = tuple(sites[site.name].parts if site.name in sites else {} for sites in by_particle)
     return SiteTerms(site.name, site.role, site.beta, site.how, site.why, site.members, parts)
 
 

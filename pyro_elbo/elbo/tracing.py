@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..errors import UnsupportedSiteError
 __all__ = ["PlateIndices", "TracingELBO", "plate_indices", "sample_sites"]
 
 
-class TracingELBO(ELBO):  # type: ignore[misc]
+class TracingELBO(ELBO):
     """A Pyro ELBO that traces and checks, and leaves every log-density to be computed once.
 
     ``max_plate_nesting``, where it is guessed, belongs to the last (model, guide) pair.
@@ -40,7 +40,7 @@ class TracingELBO(ELBO):  # type: ignore[misc]
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
         runner = poutine.unwrap(guide)
-        if isinstance(runner, Messenger):
+        if isinstance(runner, GuideMessenger):
             guide(*args, **kwargs)
             model_trace, guide_trace = runner.get_traces()
             for name, site in runner.trace.nodes.items():

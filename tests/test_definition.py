@@ -1,0 +1,415 @@
+"""Law 8: each term by the definition, with its own side's mask and scale; and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import SVI, config_enumerate
+from pyro.nn import PyroModule, PyroParam
+from support import LOSSES, assert_close, assert_mean
+
+from pyro_elbo import (
+    TraceEntropy_ELBO,
+    TraceGap_ELBO,
+    TraceKL_ELBO,
+    UnsupportedSiteError,
+    schedules,
+)
+
+KL = math.log(2) + (0.25 + 1) / 2 - 0.5
+MASK = torch.tensor([True, True, True, False, False])
+E_LOG_P = -0.5 * math.log(2 * math.pi) - 0.5 * (0.25 + 1)
+E_LOG_Q = -0.5 * math.log(2 * math.pi * math.e) - math.log(0.5)
+
+loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+
+
+def model():
+    with pyro.plate("data", 5):
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+
+def guide():
+    with pyro.plate("data", 5):
+        pyro.sample("z", dist.Normal(torch.ones(()), 0.5))
+
+
+def mean_loss(cls, model, guide, exact, **kwargs):
+    elbo = cls(num_particles=20, vectorize_particles=True, **kwargs)
+    losses = torch.tensor([elbo.loss(model, guide) for _ in range(100)])
+    assert_mean(losses, torch.tensor(exact))
+    return elbo
+
+
+@loss_classes
+def test_both_sides_masked(cls):
+    masked = [poutine.mask(program, MASK) for program in (model, guide)]
+    mean_loss(cls, *masked, 3 * KL)
+    assert cls(num_particles=2).plan(*masked)["z"].kl == (
+        "exact" if cls is TraceKL_ELBO else "sampled"
+    )
+
+
+@pytest.mark.parametrize("one_sided", ["mask", "scale"])
+@pytest.mark.parametrize("side", ["model", "guide"])
+@loss_classes
+def test_one_sided_mask_or_scale_follows_the_definition(cls, side, one_sided):
+    handler = poutine.mask(mask=MASK) if one_sided == "mask" else poutine.scale(scale=3.0)
+    inner = 3.0 if one_sided == "mask" else 15.0
+    programs = {"model": model, "guide": guide}
+    programs[side] = handler(programs[side])
+    counts = {"model": 5.0, "guide": 5.0, side: inner}
+    exact = counts["guide"] * E_LOG_Q - counts["model"] * E_LOG_P
+    if cls is TraceKL_ELBO:
+        with pytest.warns(UserWarning, match="site 'z'.*scale or mask differ"):
+            elbo = mean_loss(cls, programs["model"], programs["guide"], exact)
+        assert elbo.terms.sites["z"].how["kl"] == "sampled"
+    else:
+        mean_loss(cls, programs["model"], programs["guide"], exact)
+
+
+@loss_classes
+def test_a_reversed_dependency_takes_the_sampled_form(cls):
+    def chain():
+        a = pyro.sample("a", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    def reversed_guide():
+        b = pyro.sample("b", dist.Normal(torch.zeros(()), 2.0**0.5))
+        pyro.sample("a", dist.Normal(b / 2 + 1.0, 0.5**0.5))
+
+    if cls is TraceKL_ELBO:
+        with pytest.warns(UserWarning, match="sampled after it in the guide"):
+            elbo = mean_loss(cls, chain, reversed_guide, 1.0)
+        assert elbo.terms.sites["b"].how["kl"] == "sampled"
+    else:
+        mean_loss(cls, chain, reversed_guide, 1.0)
+
+
+@loss_classes
+def test_factors_on_both_sides_and_auxiliary_sites(cls):
+    def with_factor():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.factor("up", 0.7 * z)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(3.0))
+
+    def with_auxiliary():
+        u = pyro.sample("u", dist.Normal(torch.zeros(()), 0.5), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(1.0 + 0.0 * u, 0.5))
+        pyro.factor("down", 0.2 * u + 0.1, has_rsample=True)
+
+    likelihood = -0.5 * math.log(2 * math.pi) - 0.5 * (4 + 0.25)
+    exact = likelihood + 0.7 - KL - E_LOG_Q - 0.1
+    elbo = mean_loss(cls, with_factor, with_auxiliary, -exact)
+    terms = elbo.terms
+    assert terms.sites["up"].role == terms.sites["down"].role == "factor"
+    assert_close(terms.factors, terms.sites["up"].log_likelihood)
+    together = terms.sites["x"].log_likelihood + terms.factors
+    assert_close(terms.reconstruction, together)
+
+
+@loss_classes
+def test_a_point_mass_has_no_entropy(cls):
+    def map_guide():
+        pyro.sample("z", dist.Delta(torch.tensor(0.5)))
+
+    def latent():
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    terms = cls(num_particles=2).decompose(latent, map_guide)
+    assert terms.sites["z"].role == "map"
+    assert terms.entropy == 0
+    assert_close(terms.kl, -dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)))
+    assert terms.importance_bound.isnan()
+
+
+@loss_classes
+def test_events_outside_of_plates_and_nested_plates(cls):
+    def nested(side):
+        with pyro.plate("rows", 3, dim=-2):
+            a = pyro.sample("a", dist.Normal(side(0.0, 1.0), side(1.0, 0.5)))
+            with pyro.plate("columns", 2, dim=-1):
+                value = dist.Normal(0 * a[..., None] + side(0.0, 1.0), side(1.0, 0.5))
+                pyro.sample("b", value.expand((*a.shape[:-1], 2, 4)).to_event(1))
+
+    terms = cls(num_particles=3).decompose(
+        lambda: nested(lambda p, q: torch.tensor(p)), lambda: nested(lambda p, q: torch.tensor(q))
+    )
+    assert terms.sites["a"].plates == ("rows",)
+    assert terms.sites["a"].kl.shape == (3,)
+    assert terms.sites["b"].plates == ("rows", "columns")
+    assert terms.sites["b"].kl.shape == (3, 2)
+    if cls is TraceKL_ELBO:
+        assert_close(terms.kl, torch.tensor(3 * KL + 24 * KL))
+        assert_close(terms.per_datum("columns").kl, torch.full((2,), 12 * KL))
+
+
+@loss_classes
+def test_programs_without_latents_or_observations(cls):
+    data = torch.tensor([0.0, 1.0])
+
+    def no_latents():
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=data)
+
+    terms = cls().decompose(no_latents, lambda: None)
+    assert terms.kl == terms.entropy == 0
+    assert_close(terms.elbo, dist.Normal(0.0, 1.0).log_prob(data).sum())
+    terms = cls().decompose(model, guide)
+    assert terms.reconstruction == 0
+    assert cls().loss(lambda: None, lambda: None) == 0
+    assert cls(beta=3.0).decompose(no_latents, lambda: None).beta == 3.0
+
+
+@loss_classes
+def test_importance_bound_is_the_log_mean_weight_of_each_datum(cls):
+    data = torch.tensor([0.3, -1.0, 2.0])
+    draws = []
+
+    def local_model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+    def local_guide():
+        with pyro.plate("data", 3):
+            draws.append(pyro.sample("z", dist.Normal(data / 2 + 0.1, 0.8)))
+
+    elbo = cls(num_particles=50, beta=4.0)
+    terms = elbo.decompose(local_model, local_guide)
+    z = torch.stack(draws)
+    log_weight = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(data)
+    log_weight = log_weight - dist.Normal(data / 2 + 0.1, 0.8).log_prob(z)
+    exact = (log_weight.logsumexp(0) - math.log(50)).sum()
+    assert_close(terms.importance_bound, exact)
+    assert terms.importance_bound > terms.elbo
+    one = cls().decompose(local_model, local_guide)
+    assert one.importance_bound.isnan()
+    with pytest.raises(ValueError, match="log_evidence"):
+        one.evidence_gap()
+    scaled = [poutine.scale(program, 0.5) for program in (local_model, local_guide)]
+    assert cls(num_particles=5).decompose(*scaled).importance_bound.isnan()
+
+
+def test_standard_errors_are_those_of_the_mean_over_particles():
+    elbo = TraceGap_ELBO(num_particles=200, vectorize_particles=True)
+    terms = elbo.decompose(model, guide)
+    samples = terms.sites["z"].per_particle("kl", ())
+    assert samples.shape == (200,)
+    assert_close(terms.standard_error["kl"], samples.std() / 200**0.5)
+    assert_close(terms.standard_error["elbo"], samples.std() / 200**0.5)
+    assert TraceGap_ELBO().decompose(model, guide).standard_error["kl"].isnan()
+
+
+def test_terms_are_a_record_of_the_step_that_made_them():
+    loc = torch.tensor(0.3, requires_grad=True)
+
+    def latent():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.factor("f", loc)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    def moving():
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    elbo = TraceKL_ELBO()
+    elbo.loss_and_grads(latent, moving)
+    terms = elbo.terms
+    with torch.no_grad():
+        loc.add_(10.0)
+    assert_close(terms.kl, torch.tensor(0.5 * 0.09))
+    assert_close(terms.factors, torch.tensor(0.3))
+    assert not terms.elbo.requires_grad
+
+
+class Guide(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.loc = PyroParam(torch.tensor(1.0))
+        self.scale = PyroParam(torch.tensor(0.5), constraints.positive)
+
+    def forward(self):
+        pyro.sample("z", dist.Normal(self.loc, self.scale))
+
+
+def latent():
+    z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+
+def test_the_module_holds_the_step_count():
+    elbo = TraceKL_ELBO(beta=schedules.Linear(0.0, 1.0, num_steps=10))
+    module = elbo(latent, Guide())
+    module().backward()
+    module.eval()
+    module()
+    module.train()
+    with torch.no_grad():
+        module()
+    assert elbo.step_count == 1
+    other = TraceKL_ELBO(beta=schedules.Linear(0.0, 1.0, num_steps=10))
+    other(latent, Guide()).load_state_dict(module.state_dict())
+    assert (other.step_count, other.beta) == (1, 0.1)
+
+
+def test_a_loss_guesses_the_nesting_of_each_pair_anew():
+    elbo = TraceGap_ELBO(num_particles=2, vectorize_particles=True)
+    elbo.loss(latent, Guide())
+    elbo.loss(model, guide)
+
+
+BAD_BETAS = [-1.0, float("nan"), float("inf"), {"z": -1.0}, {"*": float("nan")}]
+
+
+@pytest.mark.parametrize("beta", BAD_BETAS, ids=str)
+@loss_classes
+def test_bad_weights_are_refused_at_construction(cls, beta):
+    with pytest.raises(ValueError, match="finite and >= 0"):
+        cls(beta=beta)
+    with pytest.raises(TypeError, match="must be a number"):
+        cls(beta="4")
+
+
+def assert_refused(elbo, model, guide, error, match):
+    """The error comes before anything was changed."""
+    module = Guide() if guide is None else guide
+    svi = SVI(model, module, pyro.optim.Adam({"lr": 0.1}), elbo)
+    parameters = dict(module.named_parameters()) if isinstance(module, Guide) else {}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with pytest.raises(error, match=match):
+        svi.step()
+    assert all(torch.equal(parameters[name], value) for name, value in before.items())
+
+
+@loss_classes
+def test_bad_input_is_refused_and_changes_nothing(cls):
+    elbo = cls(beta=lambda step: 1.0 if step < 5 else -1.0)
+    elbo.load_state_dict({"step_count": 5})
+    assert_refused(elbo, latent, None, ValueError, "at step 5 it is -1.0")
+    assert_refused(cls(beta={"y": 2.0}), latent, None, ValueError, "'y'.*latents are: 'z'")
+
+    def extra():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    assert_refused(cls(), latent, extra, ValueError, "guide samples 'w'.*is_auxiliary")
+    assert_refused(cls(), extra, None, ValueError, "latent 'w' is not sampled by the guide")
+    observed = poutine.condition(latent, data={"z": torch.tensor(0.0)})
+    assert_refused(cls(), observed, None, ValueError, "'z', which is observed by the model")
+
+
+@loss_classes
+def test_what_comes_later_is_refused_by_name(cls):
+    def coin():
+        pyro.sample("c", dist.Bernoulli(torch.tensor(0.4)))
+
+    with pytest.raises(UnsupportedSiteError, match="'c'.*reparameterised"):
+        cls().loss(coin, coin)
+    with pytest.raises(UnsupportedSiteError, match="'c'.*enumeration"):
+        cls().loss(coin, config_enumerate(coin))
+    with pytest.raises(UnsupportedSiteError, match="'c'.*enumeration"):
+        cls().loss(config_enumerate(coin), lambda: None)
+
+    def factor_guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.tensor(0.1), has_rsample=False)
+
+    with pytest.raises(UnsupportedSiteError, match="'f'"):
+        cls().loss(latent, factor_guide)
+
+
+def test_terms_before_the_first_evaluation():
+    with pytest.raises(RuntimeError, match="decompose"):
+        _ = TraceKL_ELBO().terms
+
+
+def test_a_plain_function_as_guide_of_the_module():
+    with pytest.raises(TypeError, match="PyroModule"):
+        TraceKL_ELBO()(latent, lambda: None)
+
+    def with_param():
+        pyro.param("p", torch.tensor(1.0))
+        latent()
+
+    with pytest.raises(ValueError, match="'p' belongs to no module"):
+        TraceKL_ELBO()(with_param, Guide())()
+
+
+def test_per_datum_errors_say_why():
+    terms = TraceKL_ELBO().decompose(model, guide)
+    with pytest.raises(ValueError, match=r"no site is inside a plate 'rows'.*'data'"):
+        terms.per_datum("rows")
+
+    def subsampled(program):
+        def inner():
+            with pyro.plate("data", 5, subsample_size=2):
+                pyro.sample("z", dist.Normal(0.0, program))
+
+        return inner
+
+    terms = TraceKL_ELBO(num_particles=2).decompose(subsampled(1.0), subsampled(0.5))
+    with pytest.raises(ValueError, match="different minibatches"):
+        terms.per_datum("data")
+
+
+def test_a_nan_is_named():
+    def broken():
+        pyro.sample("z", dist.Normal(torch.tensor(float("nan")), 1.0))
+
+    with (
+        pyro.validation_enabled(False),
+        pytest.warns(UserWarning, match=r"loss is nan, from the sites \['x', 'z'\]"),
+    ):
+        assert math.isnan(TraceKL_ELBO().loss(latent, broken))
+
+
+class FreeBits_ELBO(TraceKL_ELBO):
+    def objective(self, reconstruction, kl_by_site):
+        return reconstruction - sum(kl.clamp(min=2.0) for kl in kl_by_site.values())
+
+
+def test_a_new_loss_is_one_hook():
+    module = Guide()
+    elbo = FreeBits_ELBO()
+    loss = elbo.loss_and_grads(latent, module)
+    assert_close(torch.tensor(-loss), elbo.terms.reconstruction - 2.0)
+    assert -loss == elbo.terms.objective
+    assert_close(elbo.terms.kl, torch.tensor(KL))
+
+
+def test_plan_says_how_and_why():
+    text = str(TraceKL_ELBO(beta=4.0).plan(model, guide))
+    assert "KL(Normal || Normal)" in text
+    plan = TraceEntropy_ELBO().plan(model, guide)["z"]
+    assert (plan.kl, plan.entropy, plan.gradient) == ("sampled", "exact", "pathwise")
+    assert plan.plates == ("data",)
+
+
+def test_terms_print_totals_and_per_datum_values():
+    data = torch.zeros(4)
+
+    def observed():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+    def local():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(torch.ones(()), 0.5))
+
+    text = str(TraceKL_ELBO(beta=2.0).decompose(observed, local))
+    assert "per datum (of 4)" in text
+    assert "objective (beta = 2)" in text
+    assert f"{4 * KL:.3f}" in text and f"{KL:.4f}" in text
+
+
+def test_float32_stays_float32():
+    torch.set_default_dtype(torch.float32)
+    terms = TraceKL_ELBO(num_particles=2).decompose(model, guide)
+    assert terms.elbo.dtype == terms.importance_bound.dtype == torch.float32
