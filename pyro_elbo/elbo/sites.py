@@ -82,8 +82,8 @@ def has_base(fn: Any, kinds: Any) -> bool:
 def group_latents(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> Iterator[LatentSite]:
     """Group the sites that carry a KL.
 
-    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; any other
-    auxiliary site and the ``Delta`` sites after it are one joint group.
+    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; a run of any other
+    auxiliary sites and the ``Delta`` sites after it are one joint group.
 
     Args:
         priors: The model's weighed sites by name, in order.
@@ -99,20 +99,23 @@ def group_latents(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> Iterat
 
 def _owners(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> dict[str, str]:
     owners: dict[str, str] = {}
-    auxiliary = None
+    run: list[str] = []
+    joined = False
     for name, site in guide.items():
         followed = constrained_name(name)
+        if name in owners:
+            continue
         if name in priors:
-            joins = auxiliary is not None and name not in owners and has_base(site["fn"], Delta)
-            owners.setdefault(name, auxiliary if joins and auxiliary is not None else name)
-        elif followed != name and followed in priors and has_base(guide[followed]["fn"], Delta):
+            joins = bool(run) and has_base(site["fn"], Delta)
+            owners |= dict.fromkeys([*run, name], run[0]) if joins else {name: name}
+            joined = joined or joins
+        elif followed in priors and has_base(guide[followed]["fn"], Delta):
             owners[name] = owners[followed] = followed
         else:
             owners[name] = name
-            auxiliary = auxiliary if site_is_factor(site) else name
-    for name in priors:
-        owners.setdefault(name, name)
-    return owners
+            if not site_is_factor(site):
+                run, joined = [*([] if joined else run), name], False
+    return owners | {name: name for name in priors if name not in owners}
 
 
 def _role(name: str, on_model: Mapping[str, Any], on_guide: Mapping[str, Any]) -> str:
