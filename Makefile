@@ -1,0 +1,63 @@
+# Every target sets up all it needs, from a machine with Python 3.11 or later and make.
+#   make test                      make demo ARGS="--quick"      make test PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+PARALLEL := -n 2 --dist worksteal
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+INSTALLED := $(VENV)/.installed
+INSTALLED_LAB := $(VENV)/.installed-lab
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format doctest check notebooks lab clean
+
+help:  ## Say what the targets are
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+demo: $(INSTALLED)  ## Train a VAE on real digits under each loss (options in ARGS)
+	$(PY) -m pyro_elbo $(ARGS)
+
+test: doctest  ## Run the docstring examples and all tests but the slow ones
+	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)  ## Check style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(INSTALLED)  ## Put the format right, and what style can be mended by itself
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+doctest: $(INSTALLED)  ## Run every docstring example
+	$(PYTEST) --doctest-modules --doctest-glob='*.md' pyro_elbo README.md
+
+check: lint doctest  ## Run everything, the slow tests included, with coverage
+	$(PYTEST) $(PARALLEL) --cov=pyro_elbo $(ARGS)
+
+notebooks: $(INSTALLED)  ## Run the notebooks again and keep their outputs
+	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
+
+lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+clean:  ## Remove the virtual environment and every cache; results of the demo stay
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into $(VENV), once; this takes a few minutes."
+	@rm -f $@
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_LAB): $(INSTALLED)
+	$(PIP) -e '.[notebooks]'
+	@touch $@
