@@ -82,8 +82,8 @@ def has_base(fn: Any, kinds: Any) -> bool:
 def group_latents(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> Iterator[LatentSite]:
     """Group the sites that carry a KL.
 
-    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; a run of any other
-    auxiliary sites and the ``Delta`` sites after it are one joint group.
+    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; a run of any
+    other auxiliary sites and the ``Delta`` sites after it are one joint group.
 
     Args:
         priors: The model's weighed sites by name, in order.
