@@ -1,0 +1,22 @@
+"""Problems whose evidence, posterior, terms and gradients are known exactly.
+
+Tests, notebooks and documentation share them: a loss is right where it agrees with these.
+"""
+
+from .base import ExactSite, ExactTerms, ReferenceProblem
+from .beta_bernoulli import BetaBernoulli
+from .conjugate_normal import ConjugateNormal
+from .gaussian_mixture import GaussianMixture
+from .hierarchical_normal import HierarchicalNormal
+from .linear_vae import LinearVAE
+
+__all__ = [
+    "BetaBernoulli",
+    "ConjugateNormal",
+    "ExactSite",
+    "ExactTerms",
+    "GaussianMixture",
+    "HierarchicalNormal",
+    "LinearVAE",
+    "ReferenceProblem",
+]
