@@ -1,0 +1,110 @@
+"""Train and judge the same autoencoder under each loss, from the same initial weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .data import Images, binarise
+from .evaluation import HeldOut, evaluate
+from .training import Curves, Loss, num_batches, runs, train
+from .vae import VAE
+
+__all__ = ["Result", "binarised_test", "compare"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Args:
+        name: What was run.
+        vae: The trained autoencoder.
+        beta: The KL weight when training ended.
+        curves: The terms over training.
+        held_out: The terms on held-out images.
+    """
+
+    name: str
+    vae: VAE
+    beta: float
+    curves: Curves
+    held_out: HeldOut
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The run's row of the table."""
+        held_out = self.held_out
+        return {
+            "run": self.name,
+            "elbo": held_out.elbo,
+            "elbo_standard_error": held_out.elbo_standard_error,
+            "importance_bound": held_out.importance_bound,
+            "reconstruction": held_out.reconstruction,
+            "kl": held_out.kl,
+            "entropy": held_out.entropy,
+            "active_units": held_out.active_units,
+            "beta_at_end": self.beta,
+            "seconds_per_step": self.curves.seconds_per_step,
+        }
+
+
+def binarised_test(images: Images, seed: int) -> Tensor:
+    """The held-out images in black and white, shape [m, pixels]; one set for each seed."""
+    return binarise(images.test, torch.Generator().manual_seed(seed))
+
+
+def compare(images: Images, *, num_epochs: int, seed: int) -> list[Result]:
+    """Train and judge each run; Pyro's parameters and the generators stay as they were.
+
+    Every run starts from the same weights and sees the same minibatches and the same noise.
+
+    Args:
+        images: The data.
+        num_epochs: Passes through the training images.
+        seed: Of the weights, the order, the pixels and the codes.
+    """
+    num_steps = num_epochs * num_batches(images)
+    losses = runs(num_steps)
+    with _seeded(seed):
+        initial = VAE(images.train.shape[1])
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=len(losses) * num_steps, unit="step", mininterval=interval) as bar:
+        return [
+            _run(name, elbo, deepcopy(initial), images, num_epochs, seed, bar)
+            for name, elbo in losses.items()
+        ]
+
+
+def _run(
+    name: str, elbo: Loss, vae: VAE, images: Images, num_epochs: int, seed: int, bar: Any
+) -> Result:
+    def show(num_new: int, curves: Curves) -> None:
+        latest = {"ELBO": curves.terms["elbo"], "KL": curves.terms["kl"], "β": curves.beta}
+        postfix = {label: f"{values[-1]:.2f}" for label, values in latest.items()}
+        bar.set_postfix(postfix, refresh=False)
+        bar.update(num_new)
+
+    bar.set_postfix_str("", refresh=False)
+    bar.set_description(f"{name:16s}")
+    generator = torch.Generator().manual_seed(seed)
+    with _seeded(seed), pyro.get_param_store().scope():
+        curves = train(vae, elbo, images, num_epochs=num_epochs, generator=generator, on_point=show)
+        held_out = evaluate(vae, binarised_test(images, seed))
+    return Result(name, vae, elbo.beta, curves, held_out)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
