@@ -10,6 +10,9 @@ One loss for each view, :class:`TraceGap_ELBO`, :class:`TraceEntropy_ELBO` and
 :class:`TraceKL_ELBO`, each with a KL weight :math:`\beta` that may follow a schedule.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from . import reference, schedules
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import UnsupportedSiteError
@@ -24,6 +27,13 @@ __all__ = [
     "TraceGap_ELBO",
     "TraceKL_ELBO",
     "UnsupportedSiteError",
+    "plots",
     "reference",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "plots":
+        return import_module(".plots", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
