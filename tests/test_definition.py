@@ -264,7 +264,10 @@ def test_a_loss_guesses_the_nesting_of_each_pair_anew():
     elbo.loss(model, guide)
 
 
-BAD_BETAS = [-1.0, float("nan"), float("inf"), {"z": -1.0}, {"*": float("nan")}]
+BAD_BETAS = [
+    *[-1.0, float("nan"), float("inf"), {"z": -1.0}, {"*": float("nan")}],
+    *[lambda step: torch.tensor(-1.0), {"z": lambda step: float("nan")}],
+]
 
 
 @pytest.mark.parametrize("beta", BAD_BETAS, ids=str)

@@ -73,7 +73,7 @@ class BetaELBOMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for parent in cls.__mro__:
-            if parent.__name__.startswith("Jit"):
+            if parent.__name__.startswith("Jit") and parent.__module__.startswith("pyro."):
                 raise TypeError(
                     f"{cls.__name__}: {parent.__name__} compiles its first call and would freeze "
                     f"beta there; subclass {parent.__name__.removeprefix('Jit')} instead"
@@ -157,7 +157,7 @@ class BetaELBOMixin:
         return traces
 
 
-def weight_at(value: Any, step: int, name: str) -> Any:
+def weight_at(value: Any, step: int, name: str) -> float:
     """The weight that a number or a schedule gives at a step.
 
     Raises:
@@ -166,7 +166,7 @@ def weight_at(value: Any, step: int, name: str) -> Any:
     """
     weight = value(step) if callable(value) else value
     if isinstance(weight, Tensor) and weight.dim() == 0:
-        return weight
+        weight = float(weight.detach())
     if not isinstance(weight, Real) or isinstance(weight, bool):
         raise TypeError(
             f"{name} must be a number, a schedule (int -> number) or a mapping from site names to "
