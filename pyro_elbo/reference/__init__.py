@@ -1,7 +1,10 @@
 """Problems whose evidence, posterior, terms and gradients are known exactly.
 
-Tests, notebooks and documentation share them: a loss is right where it agrees with these.
+Tests, notebooks and documentation share them: a loss is right where it agrees with these. ``ALL``
+lists their constructors, each of which needs no argument and takes ``subsample_size``.
 """
+
+from collections.abc import Callable
 
 from .base import ExactSite, ExactTerms, ReferenceProblem
 from .beta_bernoulli import BetaBernoulli
@@ -11,6 +14,7 @@ from .hierarchical_normal import HierarchicalNormal
 from .linear_vae import LinearVAE
 
 __all__ = [
+    "ALL",
     "BetaBernoulli",
     "ConjugateNormal",
     "ExactSite",
@@ -20,3 +24,11 @@ __all__ = [
     "LinearVAE",
     "ReferenceProblem",
 ]
+
+ALL: tuple[Callable[..., ReferenceProblem], ...] = (
+    ConjugateNormal,
+    LinearVAE,
+    BetaBernoulli,
+    GaussianMixture,
+    HierarchicalNormal,
+)

@@ -56,7 +56,11 @@ class ReferenceProblem(ABC):
     """A model and a guide whose every number is known, for any parameters of theirs.
 
     All answers are for the full data set, 0-dim tensors in nats with a graph, at the current
-    parameters of ``model`` and ``guide``, and so are their gradients.
+    parameters of ``model`` and ``guide``, and so are their gradients. The guide starts away from
+    the prior and from the posterior, where errors hide.
+
+    A class's parameters have fixed names in Pyro's store, so a second problem of that class takes
+    over the first one's parameters when it runs; call ``pyro.clear_param_store()`` in between.
 
     Law:
         ``log_evidence() - exact_terms().elbo == posterior_kl() >= 0``.

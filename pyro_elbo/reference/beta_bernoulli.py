@@ -34,7 +34,7 @@ class _Model(PyroModule):
 class _Guide(PyroModule):
     def __init__(self) -> None:
         super().__init__("beta_bernoulli_guide")
-        self.concentration: Any = PyroParam(torch.tensor([2.5, 4.0]), constraints.positive)
+        self.concentration: Any = PyroParam(torch.tensor([5.0, 2.0]), constraints.positive)
 
     def forward(self, data: Tensor) -> None:
         pyro.sample("p", dist.Beta(self.concentration[0], self.concentration[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +14,8 @@ from torch.distributions import kl_divergence
 from .base import ExactSite, ReferenceProblem, expected_normal_log_prob
 
 __all__ = ["GaussianMixture"]
+
+Enumerate = Literal["parallel", "sequential"]
 
 
 class _Model(PyroModule):
@@ -34,12 +36,12 @@ class _Model(PyroModule):
 
 
 class _Guide(PyroModule):
-    def __init__(self, num_data: int, num_components: int, enumerate: str | None, size: int | None):
+    def __init__(self, num_data: int, num_components: int, infer: dict[str, Any], size: int | None):
         super().__init__("gaussian_mixture_guide")
         self.subsample_size = size
-        self.infer: Any = {"enumerate": enumerate} if enumerate else {}
-        ramp = torch.linspace(-1.0, 1.0, num_data * num_components)
-        self.logits: Any = PyroParam(ramp.reshape(num_components, num_data).T.contiguous())
+        self.infer: Any = infer
+        wave = 1.5 * torch.arange(num_data * num_components).sin()
+        self.logits: Any = PyroParam(wave.reshape(num_data, num_components))
 
     def forward(self, data: Tensor) -> None:
         with pyro.plate("data", len(data), subsample_size=self.subsample_size) as indices:
@@ -60,6 +62,9 @@ class GaussianMixture(ReferenceProblem):
         noise: Scale of a component.
         seed: Seed of the data.
 
+    Raises:
+        ValueError: ``enumerate`` is none of these.
+
     Example:
         >>> problem = GaussianMixture()
         >>> bool(torch.isclose(problem.exact_terms().gap, problem.posterior_kl()))
@@ -77,16 +82,22 @@ class GaussianMixture(ReferenceProblem):
         self,
         num_data: int = 5,
         num_components: int = 3,
-        enumerate: str | None = None,
+        enumerate: Enumerate | None = None,
         subsample_size: int | None = None,
         noise: float = 0.9,
         seed: int = 0,
     ) -> None:
+        if enumerate not in (None, *get_args(Enumerate)):
+            raise ValueError(
+                f"enumerate is {enumerate!r}; pass None, 'parallel' or 'sequential', the values of "
+                "Pyro's infer={'enumerate': ...}"
+            )
         generator = torch.Generator().manual_seed(seed)
         self.data = 2.0 * torch.randn(num_data, generator=generator)
+        infer = {"enumerate": enumerate} if enumerate else {}
         weights = torch.arange(1.0, num_components + 1)
         self.model = _Model(weights / weights.sum(), noise, subsample_size)
-        self.guide = _Guide(num_data, num_components, enumerate, subsample_size)
+        self.guide = _Guide(num_data, num_components, infer, subsample_size)
 
     def log_evidence(self) -> Tensor:
         """The components are summed for each datum."""

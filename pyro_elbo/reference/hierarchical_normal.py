@@ -26,7 +26,7 @@ class _Model(PyroModule):
         self.subsample_size = subsample_size
         self.register_buffer("prior_loc", torch.tensor(prior[0]))
         self.register_buffer("prior_scale", torch.tensor(prior[1]))
-        self.spread: Any = PyroParam(torch.tensor(0.9), constraints.positive)
+        self.spread: Any = PyroParam(torch.tensor(0.7), constraints.positive)
         self.noise: Any = PyroParam(torch.tensor(0.6), constraints.positive)
 
     def forward(self, data: Tensor) -> None:
@@ -42,7 +42,7 @@ class _Guide(PyroModule):
     def __init__(self, num_groups: int, subsample_size: int | None):
         super().__init__("hierarchical_normal_guide")
         self.subsample_size = subsample_size
-        self.loc: Any = PyroParam(torch.tensor(0.4))
+        self.loc: Any = PyroParam(torch.tensor(-0.6))
         self.scale: Any = PyroParam(torch.tensor(0.7), constraints.positive)
         self.intercept: Any = PyroParam(torch.linspace(-0.5, 0.8, num_groups))
         self.slope: Any = PyroParam(torch.linspace(0.1, 0.5, num_groups))
@@ -151,11 +151,11 @@ class HierarchicalNormal(ReferenceProblem):
         model, (rows, groups) = self.model, self.data.shape
         precision = model.spread**-2 + rows * model.noise**-2
         intercept = self.data.sum(0) / model.noise**2 / precision
-        slope = (model.spread**-2 / precision).expand(groups)
+        slope = (model.spread**-2 / precision).repeat(groups)
         variance = model.spread**2 + model.noise**2 / rows
         global_precision = model.prior_scale**-2 + groups / variance
         pull = model.prior_loc / model.prior_scale**2 + self.data.mean(0).sum() / variance
-        group_scale = (precision**-0.5).expand(groups)
+        group_scale = (precision**-0.5).repeat(groups)
         return pull / global_precision, global_precision**-0.5, intercept, slope, group_scale
 
     def _identity(self, size: int) -> Tensor:

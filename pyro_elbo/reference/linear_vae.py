@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -69,6 +70,9 @@ class LinearVAE(ReferenceProblem):
         subsample_size: Size of the minibatches.
         seed: Seed of the data.
 
+    Raises:
+        ValueError: There are more units than features.
+
     Example:
         >>> problem = LinearVAE()
         >>> bool(torch.isclose(problem.exact_terms().gap, problem.posterior_kl()))
@@ -95,6 +99,11 @@ class LinearVAE(ReferenceProblem):
         subsample_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        if num_units > num_features:
+            raise ValueError(
+                f"num_units is {num_units} and num_features {num_features}; "
+                "a decoder has orthogonal columns only with num_units <= num_features"
+            )
         generator = torch.Generator().manual_seed(seed)
         scales = torch.linspace(2.0, 0.3, num_features)
         mixing = torch.linalg.qr(torch.randn(num_features, num_features, generator=generator)).Q
@@ -159,12 +168,14 @@ class LinearVAE(ReferenceProblem):
 
         Args:
             noise: A fixed scale of the noise; by default its maximum too.
+
+        Raises:
+            ValueError: ``noise`` is not positive; or it is left out, and the units explain all of
+                the data's variance, so that the likelihood has no maximum.
         """
         eigenvalues, vectors = self._principal()
         num_units = self.model.weight.shape[1]
-        variance = (
-            eigenvalues[num_units:].mean() if noise is None else eigenvalues.new_tensor(noise**2)
-        )
+        variance = self._noise_variance(eigenvalues, num_units, noise)
         lengths = (eigenvalues[:num_units] - variance).clamp(min=0).sqrt()
         self.model.weight = vectors[:, :num_units] * lengths
         self.model.bias = self.data.mean(0)
@@ -174,6 +185,20 @@ class LinearVAE(ReferenceProblem):
         """Which units are not dead at the maximum of the likelihood, shape ``(num_units,)``."""
         eigenvalues, _ = self._principal()
         return eigenvalues[: self.model.weight.shape[1]] > self.model.noise.detach() ** 2
+
+    def _noise_variance(self, eigenvalues: Tensor, num_units: int, noise: float | None) -> Tensor:
+        if noise is not None:
+            if not 0 < noise < math.inf:
+                raise ValueError(f"noise is {noise}; it is a scale: pass a positive, finite number")
+            return eigenvalues.new_tensor(noise**2)
+        left_over = eigenvalues[num_units:]
+        rounding = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[0]
+        if len(left_over) == 0 or left_over.mean() <= rounding:
+            raise ValueError(
+                f"{num_units} units explain all of the data's variance, so the noise has no "
+                "maximum of the likelihood; pass noise, or fewer units or more data to LinearVAE"
+            )
+        return left_over.mean()
 
     def _principal(self) -> tuple[Tensor, Tensor]:
         eigenvalues, vectors = torch.linalg.eigh(self.data.T.cov(correction=0))
