@@ -10,45 +10,69 @@ from torch import Tensor
 
 from .site_terms import PARTICLES, Atom, SiteTerms, subsampling
 
-__all__ = ["importance_bound"]
+__all__ = ["importance_bound", "why_no_bound"]
+
+_ALL = object()
+_ROUNDING = 1e-12
 
 
-def importance_bound(
-    sites: Sequence[SiteTerms], indices: Mapping[str, Tensor | None], like: Tensor
-) -> Tensor:
-    r"""Log-mean-exp of the unweighted log-ratios, per entry of the plates that all sites share.
+def importance_bound(sites: Sequence[SiteTerms]) -> Tensor:
+    """Log-mean-exp of the unweighted log-ratios, per entry of the plates that all sites share.
+
+    Args:
+        sites: The recorded sites, for which :func:`why_no_bound` has no objection.
+
+    Returns:
+        A 0-dim tensor in nats.
+    """
+    frames = _shared_frames(sites)
+    scale = prod(subsampling(frame) for frame in frames.values())
+    total: Any = sum(_log_ratio(site, list(frames)) for site in sites)
+    log_ratio: Tensor = total / scale
+    log_size = log_ratio.new_tensor(float(len(log_ratio))).log()
+    return scale * (log_ratio.logsumexp(0) - log_size).sum()
+
+
+def why_no_bound(sites: Sequence[SiteTerms], indices: Mapping[str, Tensor | None]) -> str | None:
+    """Why the particles give no bound, with the remedy; ``None`` where they do.
 
     Args:
         sites: The recorded sites.
         indices: Indices of each plate; ``None`` where the particles saw different data.
-        like: A tensor of the result's dtype and device.
-
-    Returns:
-        A 0-dim tensor in nats; nan where the particles give no bound.
     """
+    if not sites or sites[0].num_particles < 2:
+        return "it needs num_particles > 1"
+    for site in sites:
+        if site.role == "map":
+            return f"site {site.name!r} is a point mass"
+        for atom in site.atoms:
+            why = _objection(site.name, atom, _shared_frames(sites), indices)
+            if why:
+                return why
+    return None
+
+
+def _objection(
+    name: str, atom: Atom, shared: Mapping[str, Any], indices: Mapping[str, Tensor | None]
+) -> str | None:
+    scale = atom.user_scale
+    if not isinstance(scale, (int, float)) or abs(scale - 1.0) > _ROUNDING:
+        return f"site {name!r} has a scale of its own, and scaled weights give no bound"
+    for frame in atom.stack:
+        if indices.get(frame.name, _ALL) is None:
+            return f"the particles drew different minibatches of {frame.name!r}; vectorize them"
+        if subsampling(frame) != 1.0 and frame.name not in shared:
+            return f"plate {frame.name!r} is subsampled, and not all sites are inside it"
+    return None
+
+
+def _shared_frames(sites: Sequence[SiteTerms]) -> dict[str, Any]:
     atoms = [atom for site in sites for atom in site.atoms]
-    if not atoms or sites[0].num_particles < 2 or any(site.role == "map" for site in sites):
-        return like.new_full((), float("nan"))
     shared = set.intersection(*(set(atom.frames) for atom in atoms)) - {PARTICLES}
-    plates = [name for name in atoms[0].frames if name in shared]
-    if not all(_is_proper(atom, shared, indices) for atom in atoms):
-        return like.new_full((), float("nan"))
-    scale = prod(subsampling(atoms[0].frames[name]) for name in plates)
-    log_ratio = sum(_log_ratio(site, plates) for site in sites) / scale
-    log_mean = log_ratio.logsumexp(0) - like.new_tensor(float(len(log_ratio))).log()
-    return scale * log_mean.sum()
+    return {name: frame for name, frame in atoms[0].frames.items() if name in shared}
 
 
 def _log_ratio(site: SiteTerms, plates: Sequence[str]) -> Any:
     parts = ("log_likelihood", "log_prior_sample", "log_guide_sample")
     likelihood, prior, guide = (site.per_particle(part, plates) for part in parts)
     return likelihood + prior - guide
-
-
-def _is_proper(atom: Atom, shared: Any, indices: Mapping[str, Tensor | None]) -> bool:
-    scale = atom.user_scale
-    if not isinstance(scale, (int, float)) or abs(scale - 1.0) > 1e-12:
-        return False
-    if any(indices.get(name, 0) is None for name in atom.frames):
-        return False
-    return all(frame.name in shared or subsampling(frame) == 1.0 for frame in atom.stack)

@@ -142,7 +142,7 @@ class SiteTerms:
 
     def per_particle(self, part: str, plates: Sequence[str]) -> Tensor:
         """One term with shape ``(particles, *plates)``, summed over every other dim."""
-        if part == "kl":
+        if part == "kl" and not all(part in parts for parts in self.particles):
             return self.per_particle("log_guide", plates) - self.per_particle("log_prior", plates)
         if part == "weighted_kl":
             if self.beta is None or (isinstance(self.beta, (int, float)) and self.beta == 0):

@@ -10,22 +10,25 @@ if TYPE_CHECKING:
 
 __all__ = ["table", "terms_table"]
 
-_ROWS = (
-    ("ELBO", "elbo"),
-    ("reconstruction", "reconstruction"),
-    ("KL", "kl"),
-    ("expected log joint", "expected_log_joint"),
-    ("entropy", "entropy"),
-    ("objective", "objective"),
-)
+_ROWS = {
+    "elbo": "ELBO",
+    "reconstruction": "reconstruction",
+    "kl": "KL",
+    "expected_log_joint": "expected log joint",
+    "entropy": "entropy",
+    "importance_bound": "importance-weighted bound",
+    "weighted_kl": "weighted KL",
+    "objective": "objective",
+}
+_TEXT_COLUMNS = ("site", "role", "plates", "why")
 
 
-def table(rows: Sequence[Sequence[str]], right: bool = True) -> str:
-    """Lay rows of cells out in columns: the first to the left, the others to the right if asked."""
+def table(rows: Sequence[Sequence[str]], text: Sequence[str] = _TEXT_COLUMNS) -> str:
+    """Lay rows of cells out in columns, under a head: text to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i and right else cell.ljust(width)
+            cell.ljust(width) if i == 0 or rows[0][i] in text else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -35,16 +38,24 @@ def table(rows: Sequence[Sequence[str]], right: bool = True) -> str:
 def terms_table(terms: ELBOTerms) -> str:
     """Totals, per datum where all observed sites share one plate, then a row for each site."""
     size = _num_data(terms)
-    head = ["nats", "total"] + ([f"per datum (of {size:,})"] if size else [])
-    rows = [head]
-    for label, name in _ROWS:
-        value = float(getattr(terms, name))
-        if name == "objective":
-            label = f"objective (beta = {_betas(terms)})"
-        rows.append([label, f"{value:,.3f}"] + ([f"{value / size:,.4f}"] if size else []))
+    rows = [["nats", "total"]]
+    rows[0] += ["std. error"] if terms.num_particles > 1 else []
+    rows[0] += [f"per datum (of {size:,})"] if size else []
+    names = [name for name in _ROWS if name != "importance_bound" or not terms.no_bound]
+    rows += [_term_row(terms, name, size) for name in names]
     sites = [["site", "role", "plates", "beta", "log p", "KL", "KL is"]]
     sites += [_site_row(site) for site in terms.sites.values()]
     return f"{table(rows)}\n\n{table(sites)}"
+
+
+def _term_row(terms: ELBOTerms, name: str, size: int) -> list[str]:
+    label, value = _ROWS[name], float(getattr(terms, name))
+    row = [f"{label} (beta = {_betas(terms)})" if name == "weighted_kl" else label]
+    row += [f"{value:,.3f}"]
+    if terms.num_particles > 1:
+        error = terms.standard_error.get(name)
+        row += ["-" if error is None else f"{float(error):,.3f}"]
+    return row + ([f"{value / size:,.4f}"] if size else [])
 
 
 def _site_row(site: Any) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .importance import importance_bound
+from .importance import importance_bound, why_no_bound
 from .site_terms import SiteTerms
 from .tables import terms_table
 from .views import EvidenceGap, JointEntropy, PlateTerms, ReconstructionKL, Totals
@@ -98,6 +98,11 @@ class ELBOTerms(Totals):
         return self._per_particle("log_guide").mean(0)
 
     @cached_property
+    def kl(self) -> Tensor:
+        r""":math:`E_q[\log q(z) - \log p(z)]`, unweighted. Negative on some samples."""
+        return self._per_particle("kl").mean(0)
+
+    @cached_property
     def weighted_kl(self) -> Tensor:
         r""":math:`\sum_s \beta_s \mathrm{KL}_s`; a term of weight 0 is dropped."""
         return self._per_particle("weighted_kl").mean(0)
@@ -140,12 +145,11 @@ class ELBOTerms(Totals):
         """
         evidence = self.known_evidence if log_evidence is None else log_evidence
         if evidence is None:
-            evidence = self.importance_bound
-            if evidence.isnan():
+            evidence, why = self.importance_bound, self.no_bound
+            if why:
                 raise ValueError(
-                    "log p(x) is not known, and these particles give no importance-weighted bound; "
-                    "pass evidence_gap(log_evidence=...), or evaluate with num_particles > 1 "
-                    "(vectorize_particles=True under subsampling) and without user scales"
+                    "log p(x) is not known, and the importance-weighted bound cannot stand in for "
+                    f"it: {why}; pass evidence_gap(log_evidence=...)"
                 )
         evidence = torch.as_tensor(evidence, dtype=self.elbo.dtype, device=self.elbo.device)
         return EvidenceGap(evidence, evidence - self.elbo)
@@ -163,30 +167,37 @@ class ELBOTerms(Totals):
             *Importance Weighted Autoencoders* (Burda, Grosse & Salakhutdinov, 2015),
             arXiv 1509.00519.
         """
-        return importance_bound(list(self.sites.values()), self.indices, self.elbo)
+        if self.no_bound:
+            return self.objective.new_full((), torch.nan)
+        return importance_bound(list(self.sites.values()))
+
+    @cached_property
+    def no_bound(self) -> str | None:
+        """Why ``importance_bound`` is nan; ``None`` where it is a bound."""
+        return why_no_bound(list(self.sites.values()), self.indices)
 
     @cached_property
     def standard_error(self) -> Mapping[str, Tensor]:
         """Standard error of each term over particles, by name; nan for one particle.
 
         Given the minibatch, where particles share it (``vectorize_particles=True``): the error of
-        subsampling is then not part of it. The entry ``objective`` is that of reconstruction minus
-        weighted KL.
+        subsampling is then no part of it, and can be many times larger. The entry
+        ``objective`` is that of reconstruction minus weighted KL.
 
         References:
             *Monte Carlo theory, methods and examples* (Owen, 2013), chapter 2.
         """
         rec = self._per_particle("log_likelihood")
         prior, guide = self._per_particle("log_prior"), self._per_particle("log_guide")
-        weighted = self._per_particle("weighted_kl")
+        kl, weighted = self._per_particle("kl"), self._per_particle("weighted_kl")
         samples = {
             "reconstruction": rec,
-            "kl": guide - prior,
+            "kl": kl,
             "weighted_kl": weighted,
             "expected_log_joint": rec + prior,
             "entropy": guide,
             "expected_log_prior": prior,
-            "elbo": rec + prior - guide,
+            "elbo": rec - kl,
             "objective": rec - weighted,
         }
         return {name: _standard_error(values) for name, values in samples.items()}
@@ -201,6 +212,9 @@ class ELBOTerms(Totals):
             ValueError: No site is inside such a plate, the guide's density over the plate sits in a
                 joint site outside of it, or the particles saw different minibatches.
 
+        Sites outside the plate are in no datum's terms: where the likelihood is in another plate,
+        the reconstruction is 0 here.
+
         Law:
             ``scale`` times the sum of an entry, plus the sites outside the plate, is the total.
         """
@@ -214,19 +228,11 @@ class ELBOTerms(Totals):
                 start=self.elbo.new_zeros(()),
             )
             / scale
-            for part in ("log_likelihood", "log_prior", "log_guide", "weighted_kl")
+            for part in ("log_likelihood", "log_prior", "log_guide", "kl", "weighted_kl")
         }
         indices = self.indices[plate]
         assert indices is not None
-        return PlateTerms(
-            plate,
-            indices,
-            scale,
-            parts["log_likelihood"],
-            parts["log_prior"],
-            parts["log_guide"],
-            parts["weighted_kl"],
-        )
+        return PlateTerms(plate, indices, scale, *parts.values())
 
     def __str__(self) -> str:
         return terms_table(self)

@@ -57,16 +57,13 @@ class Totals:
         def expected_log_prior(self) -> Tensor: ...  # noqa: D102
         @property
         def expected_log_guide(self) -> Tensor: ...  # noqa: D102
+        @property
+        def kl(self) -> Tensor: ...  # noqa: D102
 
     @property
     def expected_log_likelihood(self) -> Tensor:
         """Another name of ``reconstruction``."""
         return self.reconstruction
-
-    @property
-    def kl(self) -> Tensor:
-        r""":math:`E_q[\log q(z) - \log p(z)]`, unweighted. Negative on some samples."""
-        return self.expected_log_guide - self.expected_log_prior
 
     @property
     def entropy(self) -> Tensor:
@@ -98,6 +95,7 @@ class PlateTerms(Totals):
         reconstruction: Log-likelihood of each datum.
         expected_log_prior: Log prior of each datum's latents.
         expected_log_guide: Log guide of each datum's latents.
+        kl: The KL of each datum's latents. Negative on some samples.
         weighted_kl: The KL under the weights of the objective.
     """
 
@@ -107,6 +105,7 @@ class PlateTerms(Totals):
     reconstruction: Tensor
     expected_log_prior: Tensor
     expected_log_guide: Tensor
+    kl: Tensor
     weighted_kl: Tensor
 
     @property

@@ -89,12 +89,13 @@ class WeightMessenger(Messenger):
         self.weights, self.role, self.latents = weights, role, latents
         self.weighed: set[str] = set()
         self.observed: set[str] = set()
+        self.unguided: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
         if not self._weighs(msg):
-            self.observed.add(msg["name"])
+            (self.observed if msg["is_observed"] else self.unguided).add(msg["name"])
             return
         self.weighed.add(msg["name"])
         msg["beta"] = weight = self.weights.of(msg["name"])
@@ -133,7 +134,7 @@ class WeightedPrograms:
         Raises:
             ValueError: A name that no latent has, or a latent whose weight is ambiguous.
         """
-        latents = self.on_guide.weighed | self.on_model.weighed
+        latents = self.on_guide.weighed | self.on_model.weighed | self.on_model.unguided
         for name in self.weights.by_site:
             if name not in latents:
                 raise ValueError(_unknown_name(name, sorted(latents), name in model_trace))
@@ -178,4 +179,5 @@ def _unknown_name(name: str, latents: list[str], in_model: bool) -> str:
             f"name {', '.join(map(repr, successors))} instead"
         )
     found = ", ".join(map(repr, latents)) or "none"
-    return f"beta names site {name!r}, but no latent has that name; the latents are: {found}"
+    what = "but that site is observed" if in_model else "but no latent has that name"
+    return f"beta names site {name!r}, {what}; the latents are: {found}"

@@ -67,7 +67,7 @@ def test_one_sided_mask_or_scale_follows_the_definition(cls, side, one_sided):
     counts = {"model": 5.0, "guide": 5.0, side: inner}
     exact = counts["guide"] * E_LOG_Q - counts["model"] * E_LOG_P
     if cls is TraceKL_ELBO:
-        with pytest.warns(UserWarning, match="site 'z'.*scale or mask differ"):
+        with pytest.warns(UserWarning, match="site 'z'.*scale, mask or plates differ"):
             elbo = mean_loss(cls, programs["model"], programs["guide"], exact)
         assert elbo.terms.sites["z"].how["kl"] == "sampled"
     else:
@@ -408,7 +408,7 @@ def test_terms_print_totals_and_per_datum_values():
 
     text = str(TraceKL_ELBO(beta=2.0).decompose(observed, local))
     assert "per datum (of 4)" in text
-    assert "objective (beta = 2)" in text
+    assert "weighted KL (beta = 2)" in text
     assert f"{4 * KL:.3f}" in text and f"{KL:.4f}" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
     and nothing else.
 
     Args:
-        *args: What :class:`pyro.infer.ELBO` takes.
-        beta: The KL weight, see :class:`~pyro_elbo.BetaELBOMixin`.
-        **kwargs: What :class:`pyro.infer.ELBO` takes (``num_particles``, ``vectorize_particles``,
-            ``max_plate_nesting``, ``retain_graph``, ...).
+        num_particles: Samples of the guide in one evaluation.
+        max_plate_nesting: The most plates in one another; by default found by a run of both.
+        vectorize_particles: Whether the particles are drawn at once, in a plate.
+        beta: The KL weight: a number, a schedule, or a mapping from latent sites to either; see
+            :class:`~pyro_elbo.BetaELBOMixin`.
+        **kwargs: What else :class:`pyro.infer.ELBO` takes.
 
     Raises:
+        TypeError: ``num_particles`` is no integer >= 1.
         ValueError: A latent is on one side only, or ``beta`` names an unknown site.
         UnsupportedSiteError: A guide site is not reparameterised, or a site is to be enumerated.
 
@@ -52,8 +56,26 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
 
     log_evidence: Tensor | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        num_particles: int = 1,
+        max_plate_nesting: float = math.inf,
+        *,
+        vectorize_particles: bool = False,
+        beta: Any = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(num_particles, Integral) or num_particles < 1:
+            raise TypeError(
+                f"num_particles must be an integer >= 1, not {num_particles!r}; the weight is beta="
+            )
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            beta=beta,
+            **kwargs,
+        )
         self._terms: ELBOTerms | None = None
         self._warned: set[str] = set()
 
@@ -165,10 +187,15 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
                 reconstruction = reconstruction + site.total()
             elif not is_zero(site.beta):
                 kl_by_site[site.name] = kl_by_site.get(site.name, 0.0) - site.beta * site.total()
-        return self.objective(
+        objective = self.objective(
             torch.as_tensor(reconstruction / self.num_particles),
             {name: kl / self.num_particles for name, kl in kl_by_site.items()},
         )
+        if not isinstance(objective, Tensor) or objective.dim():
+            raise TypeError(
+                f"{type(self).__name__}.objective must return a 0-dim tensor, not {objective!r}"
+            )
+        return objective
 
     def _checked(self, loss: float) -> float:
         if math.isnan(loss):

@@ -43,7 +43,8 @@ class BetaELBOMixin:
     :meth:`hold` and calls :meth:`advance` once per step.
 
     Law:
-        On a fixed seed the objective is affine in the weight.
+        On a fixed seed the objective is affine in the weight, wherever the loss is linear in its
+        log-ratios (:class:`pyro.infer.RenyiELBO` is not: it averages weighted log-ratios).
 
     Example:
         >>> from pyro.infer import TraceGraph_ELBO
@@ -86,6 +87,9 @@ class BetaELBOMixin:
         if not isinstance(self._beta, Mapping):
             return weights.default
         return {**weights.by_site, OTHERS: weights.default}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(beta={self._beta!r}, step_count={self._step_count})"
 
     @property
     def step_count(self) -> int:
@@ -184,16 +188,15 @@ def check_marginalised(programs: WeightedPrograms, model_trace: Any, guide_trace
     """Refuse a weight on sites that the loss marginalises on the model's side.
 
     Raises:
-        UnsupportedSiteError: A site of the model is enumerated and a weight is not 1.
+        UnsupportedSiteError: Such a site's weight is not 1.
     """
-    if programs.weights.equal and programs.weights.default == 1.0:
-        return
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or name in guide_trace.nodes:
             continue
-        if site["infer"].get("_enumerate_dim") is not None:
+        enumerated = site["infer"].get("_enumerate_dim") is not None
+        if enumerated and programs.weights.of(name) != 1.0:
             raise UnsupportedSiteError(
                 name,
                 "the model marginalises it, so its prior cannot be weighted by beta != 1",
-                "sample or enumerate it in the guide, or keep beta = 1",
+                f"sample or enumerate it in the guide, or weigh it by 1, beta={{{name!r}: 1}}",
             )

@@ -52,7 +52,13 @@ class Choice:
 
 
 def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
-    """Take the wanted closed form where it exists and is right, the sampled form otherwise."""
+    """Take the wanted closed form where it exists and is right, the sampled form otherwise.
+
+    Raises:
+        ValueError: ``wanted`` is no form.
+    """
+    if wanted not in ("kl", "entropy", None):
+        raise ValueError(f"closed_form must return 'kl', 'entropy' or None, not {wanted!r}")
     if wanted is None:
         return Choice(None, "the view samples it")
     if site.role == "map":
@@ -72,8 +78,9 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
         why = "a parent of it in the model is sampled after it in the guide"
         return Choice(None, why, warns=True)
     prior, guide = site.prior_sites[site.name], site.guide_sites[site.name]
-    if not _same_scale_and_mask(prior, guide):
-        return Choice(None, "scale or mask differ between model and guide", warns=True)
+    if not _same_scale_and_mask(prior, guide) or not _same_plates(prior, guide):
+        why = "scale, mask or plates differ between model and guide"
+        return Choice(None, why, warns=True)
     cost = _closed_kl(prior, guide)
     if cost is None:
         return Choice(None, f"{pair} is not registered with torch.distributions")
@@ -116,6 +123,14 @@ def _cost(site: Any, value: Tensor, stack: tuple[Any, ...]) -> Cost:
 
 def _same_scale_and_mask(prior: Any, guide: Any) -> bool:
     return all(map(_same, unweighted(prior), unweighted(guide)))
+
+
+def _same_plates(prior: Any, guide: Any) -> bool:
+    plates = [
+        {(frame.name, frame.dim) for frame in site["cond_indep_stack"] if frame.vectorized}
+        for site in (prior, guide)
+    ]
+    return plates[0] == plates[1]
 
 
 def _same(a: Any, b: Any) -> bool:

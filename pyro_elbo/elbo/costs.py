@@ -104,7 +104,8 @@ def _closed_kl_costs(
             priors = _log_priors(site, max_plate_nesting)
             samples = _samples(priors, _log_guides(site, max_plate_nesting))
     log_guide = tuple(cost.atom(-1) for cost in guides)
-    parts = {"log_guide": log_guide, "log_prior": (*log_guide, choice.cost.atom())} | samples
+    minus_kl, kl = choice.cost.atom(), choice.cost.atom(-1)
+    parts = {"log_guide": log_guide, "log_prior": (*log_guide, minus_kl), "kl": (kl,)} | samples
     side = "sampled" if entropy is None else "exact"
     how = {"log_prior": side, "log_guide": side, "kl": "exact"}
     return _site_costs(site, choice, [choice.cost], parts, how)

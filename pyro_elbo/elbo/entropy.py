@@ -18,6 +18,9 @@ class TraceEntropy_ELBO(ViewELBO):
     The entropy of each guide site is taken in closed form where its distribution has one; that is
     always right, and can lower or raise the variance of the estimate.
 
+    Args: those of :class:`~pyro_elbo.elbo.ViewELBO` (``num_particles``, ``max_plate_nesting``,
+    ``vectorize_particles``, ``beta``, ...).
+
     Law:
         Its mean is that of :class:`pyro.infer.Trace_ELBO`, and ``terms.sites[name].how`` says
         which entropies were exact.

@@ -25,10 +25,10 @@ class TraceGap_ELBO(ViewELBO):
     guide is the posterior: the estimator's variance vanishes as the gap closes.
 
     Args:
-        *args: What :class:`pyro.infer.ELBO` takes.
+        *args: What :class:`~pyro_elbo.elbo.ViewELBO` takes: ``num_particles``, ...
         log_evidence: A known value of :math:`\log p(x)` in nats, for ``terms.evidence_gap()``;
             otherwise the particles' importance-weighted bound stands in for it.
-        **kwargs: What :class:`pyro.infer.ELBO` takes, and ``beta``.
+        **kwargs: What :class:`~pyro_elbo.elbo.ViewELBO` takes: ``beta``, ...
 
     Raises:
         ValueError: ``log_evidence`` is no finite number.

@@ -22,6 +22,9 @@ class TraceKL_ELBO(ViewELBO):
 
     :class:`pyro.infer.TraceMeanField_ELBO` takes it unconditionally, and is wrong on such sites.
 
+    Args: those of :class:`~pyro_elbo.elbo.ViewELBO` (``num_particles``, ``max_plate_nesting``,
+    ``vectorize_particles``, ``beta``, ...).
+
     Law:
         Its mean is that of :class:`pyro.infer.Trace_ELBO`; a KL marked ``"exact"`` has no
         sampling error given the site's parents.

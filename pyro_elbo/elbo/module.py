@@ -72,7 +72,8 @@ class BetaELBOModule(ELBOModule):
             if id(unconstrained) not in held:
                 raise ValueError(
                     f"parameter {name!r} belongs to no module, so module.parameters() lacks it; "
-                    "make it a PyroParam of a PyroModule, or train with pyro.infer.SVI"
+                    "make it a PyroParam of a PyroModule; if it is one, Pyro's store has an older "
+                    "parameter of that name: call pyro.clear_param_store() first"
                 )
         self._checked = True
         return loss

@@ -53,7 +53,7 @@ class Plan:
 
     def __str__(self) -> str:
         head = ["site", "role", "plates", "beta", "KL", "entropy", "gradient", "why"]
-        return table([head, *(_row(site) for site in self.sites)], right=False)
+        return table([head, *(_row(site) for site in self.sites)], text=head)
 
 
 def plan_of(terms: ELBOTerms) -> Plan:

@@ -6,12 +6,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["ExactSite", "ExactTerms", "ReferenceProblem", "expected_normal_log_prob"]
+
+
+_INSTANCES = count()
+
+
+def unique_name(name: str) -> str:
+    """A name for a module's parameters that no other instance in this process has."""
+    return f"{name}_{next(_INSTANCES)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +68,7 @@ class ReferenceProblem(ABC):
     parameters of ``model`` and ``guide``, and so are their gradients. The guide starts away from
     the prior and from the posterior, where errors hide.
 
-    A class's parameters have fixed names in Pyro's store, so a second problem of that class takes
-    over the first one's parameters when it runs; call ``pyro.clear_param_store()`` in between.
+    Each instance has names of its own in Pyro's store, so that two of a class share nothing.
 
     Law:
         ``log_evidence() - exact_terms().elbo == posterior_kl() >= 0``.

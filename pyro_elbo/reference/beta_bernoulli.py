@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .base import ExactSite, ReferenceProblem
+from .base import ExactSite, ReferenceProblem, unique_name
 
 __all__ = ["BetaBernoulli"]
 
@@ -21,7 +21,7 @@ class _Model(PyroModule):
     prior: Tensor
 
     def __init__(self, prior: tuple[float, float], subsample_size: int | None):
-        super().__init__("beta_bernoulli_model")
+        super().__init__(unique_name("beta_bernoulli_model"))
         self.subsample_size = subsample_size
         self.register_buffer("prior", torch.tensor(prior))
 
@@ -33,7 +33,7 @@ class _Model(PyroModule):
 
 class _Guide(PyroModule):
     def __init__(self) -> None:
-        super().__init__("beta_bernoulli_guide")
+        super().__init__(unique_name("beta_bernoulli_guide"))
         self.concentration: Any = PyroParam(torch.tensor([5.0, 2.0]), constraints.positive)
 
     def forward(self, data: Tensor) -> None:

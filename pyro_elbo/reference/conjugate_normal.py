@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .base import ExactSite, ReferenceProblem, expected_normal_log_prob
+from .base import ExactSite, ReferenceProblem, expected_normal_log_prob, unique_name
 
 __all__ = ["ConjugateNormal"]
 
@@ -23,7 +23,7 @@ class _Model(PyroModule):
     noise: Tensor
 
     def __init__(self, prior: tuple[float, float], noise: float, subsample_size: int | None):
-        super().__init__("conjugate_normal_model")
+        super().__init__(unique_name("conjugate_normal_model"))
         self.subsample_size = subsample_size
         self.register_buffer("prior_loc", torch.tensor(prior[0]))
         self.register_buffer("prior_scale", torch.tensor(prior[1]))
@@ -37,7 +37,7 @@ class _Model(PyroModule):
 
 class _Guide(PyroModule):
     def __init__(self, num_data: int, subsample_size: int | None):
-        super().__init__("conjugate_normal_guide")
+        super().__init__(unique_name("conjugate_normal_guide"))
         self.subsample_size = subsample_size
         self.loc: Any = PyroParam(torch.linspace(-0.5, 1.0, num_data))
         self.scale: Any = PyroParam(torch.linspace(0.5, 1.2, num_data), constraints.positive)

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .base import ExactSite, ReferenceProblem, expected_normal_log_prob
+from .base import ExactSite, ReferenceProblem, expected_normal_log_prob, unique_name
 
 __all__ = ["GaussianMixture"]
 
@@ -23,7 +23,7 @@ class _Model(PyroModule):
     noise: Tensor
 
     def __init__(self, weights: Tensor, noise: float, subsample_size: int | None):
-        super().__init__("gaussian_mixture_model")
+        super().__init__(unique_name("gaussian_mixture_model"))
         self.subsample_size = subsample_size
         self.register_buffer("weights", weights)
         self.register_buffer("noise", torch.tensor(noise))
@@ -37,7 +37,7 @@ class _Model(PyroModule):
 
 class _Guide(PyroModule):
     def __init__(self, num_data: int, num_components: int, infer: dict[str, Any], size: int | None):
-        super().__init__("gaussian_mixture_guide")
+        super().__init__(unique_name("gaussian_mixture_guide"))
         self.subsample_size = size
         self.infer: Any = infer
         wave = 1.5 * torch.arange(num_data * num_components).sin()

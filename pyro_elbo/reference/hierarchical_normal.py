@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .base import ExactSite, ReferenceProblem, expected_normal_log_prob
+from .base import ExactSite, ReferenceProblem, expected_normal_log_prob, unique_name
 
 __all__ = ["HierarchicalNormal"]
 
@@ -22,7 +22,7 @@ class _Model(PyroModule):
     prior_scale: Tensor
 
     def __init__(self, prior: tuple[float, float], subsample_size: int | None):
-        super().__init__("hierarchical_normal_model")
+        super().__init__(unique_name("hierarchical_normal_model"))
         self.subsample_size = subsample_size
         self.register_buffer("prior_loc", torch.tensor(prior[0]))
         self.register_buffer("prior_scale", torch.tensor(prior[1]))
@@ -40,7 +40,7 @@ class _Model(PyroModule):
 
 class _Guide(PyroModule):
     def __init__(self, num_groups: int, subsample_size: int | None):
-        super().__init__("hierarchical_normal_guide")
+        super().__init__(unique_name("hierarchical_normal_guide"))
         self.subsample_size = subsample_size
         self.loc: Any = PyroParam(torch.tensor(-0.6))
         self.scale: Any = PyroParam(torch.tensor(0.7), constraints.positive)

@@ -13,14 +13,14 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .base import ExactSite, ReferenceProblem, expected_normal_log_prob
+from .base import ExactSite, ReferenceProblem, expected_normal_log_prob, unique_name
 
 __all__ = ["LinearVAE"]
 
 
 class _Model(PyroModule):
     def __init__(self, num_features: int, num_units: int, subsample_size: int | None):
-        super().__init__("linear_vae_model")
+        super().__init__(unique_name("linear_vae_model"))
         self.subsample_size = subsample_size
         ramp = torch.linspace(-1.0, 1.0, num_features * num_units)
         self.weight: Any = PyroParam(ramp.cos().reshape(num_features, num_units) - 0.5)
@@ -38,7 +38,7 @@ class _Model(PyroModule):
 
 class _Guide(PyroModule):
     def __init__(self, num_features: int, num_units: int, subsample_size: int | None):
-        super().__init__("linear_vae_guide")
+        super().__init__(unique_name("linear_vae_guide"))
         self.subsample_size = subsample_size
         ramp = torch.linspace(0.0, 2.0, num_features * num_units)
         self.weight: Any = PyroParam(0.3 * ramp.sin().reshape(num_units, num_features))
