@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -194,7 +195,44 @@ def test_importance_bound_is_the_log_mean_weight_of_each_datum(cls):
     with pytest.raises(ValueError, match="log_evidence"):
         one.evidence_gap()
     scaled = [poutine.scale(program, 0.5) for program in (local_model, local_guide)]
-    assert cls(num_particles=5).decompose(*scaled).importance_bound.isnan()
+    terms = cls(num_particles=5).decompose(*scaled)
+    assert terms.importance_bound.isnan()
+    with pytest.raises(ValueError, match="site 'x' has a scale of its own"):
+        terms.evidence_gap()
+
+
+@loss_classes
+def test_importance_bound_under_subsampling(cls):
+    """Right where all sites are in the subsampled plate; refused where one is outside of it."""
+    data = torch.linspace(-1.0, 1.0, 6)
+
+    def local(is_model, global_latent=False):
+        def program():
+            if global_latent:
+                pyro.sample("m", dist.Normal(torch.zeros(()), 1.0))
+            with pyro.plate("data", 6, subsample_size=2) as i:
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0 if is_model else 0.8))
+                if is_model:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=data[i])
+
+        return program
+
+    many = {"num_particles": 4, "vectorize_particles": True, "max_plate_nesting": 1}
+    terms = cls(**many).decompose(local(True), local(False))
+    parts = ("log_likelihood", "log_prior_sample", "log_guide_sample")
+    total = sum(
+        (-1 if part.startswith("log_guide") else 1) * site.per_particle(part, ("data",))
+        for site in terms.sites.values()
+        for part in parts
+    )
+    exact = 3 * ((total / 3).logsumexp(0) - math.log(4)).sum()
+    assert_close(terms.importance_bound, exact)
+    terms = cls(**many).decompose(local(True, True), local(False, True))
+    with pytest.raises(ValueError, match="'data' is subsampled, and not all sites are inside"):
+        terms.evidence_gap()
+    terms = cls(num_particles=4).decompose(local(True), local(False))
+    with pytest.raises(ValueError, match="different minibatches of 'data'"):
+        terms.evidence_gap()
 
 
 def test_standard_errors_are_those_of_the_mean_over_particles():
@@ -359,6 +397,46 @@ def test_per_datum_errors_say_why():
     terms = TraceKL_ELBO(num_particles=2).decompose(subsampled(1.0), subsampled(0.5))
     with pytest.raises(ValueError, match="different minibatches"):
         terms.per_datum("data")
+
+
+@loss_classes
+def test_a_guide_without_the_models_plate_is_refused(cls):
+    def plateless():
+        pyro.sample("z", dist.Normal(torch.ones(5), 0.5))
+
+    with pytest.raises(ValueError, match="invalid log_prob shape"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        cls().loss(model, plateless)
+
+
+def test_arguments_and_hooks_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="the weight is beta="):
+        TraceKL_ELBO(4.0)
+    with pytest.raises(TypeError, match="integer >= 1"):
+        TraceKL_ELBO(num_particles=0)
+
+    class Floats(TraceKL_ELBO):
+        def objective(self, reconstruction, kl_by_site):
+            return 1.0
+
+    class Odd(TraceKL_ELBO):
+        def closed_form(self, site):
+            return "exact"
+
+    with pytest.raises(TypeError, match="Floats.objective must return a 0-dim tensor"):
+        Floats().loss(latent, Guide())
+    with pytest.raises(ValueError, match="'kl', 'entropy' or None"):
+        Odd().loss(latent, Guide())
+
+
+def test_an_observed_site_has_no_weight():
+    with pytest.raises(ValueError, match="'x', but that site is observed"):
+        TraceKL_ELBO(beta={"x": 2.0}).loss(latent, Guide())
+
+
+def test_the_loss_says_what_it_is():
+    text = repr(TraceKL_ELBO(beta=schedules.Linear(4.0, 1.0, num_steps=3)))
+    assert text.startswith("TraceKL_ELBO(beta=Linear(")
 
 
 def test_a_nan_is_named():

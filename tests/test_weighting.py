@@ -22,7 +22,14 @@ from pyro.infer import (
 from pyro.infer.reparam import LocScaleReparam, SplitReparam
 from support import LOSSES, assert_close, assert_mean
 
-from pyro_elbo import BetaELBOMixin, TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError, schedules
+from pyro_elbo import (
+    BetaELBOMixin,
+    TraceEntropy_ELBO,
+    TraceGap_ELBO,
+    TraceKL_ELBO,
+    UnsupportedSiteError,
+    schedules,
+)
 
 PYRO_LOSSES = [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO]
 BETAS = [0.0, 0.5, 1.0, 4.0]
@@ -137,6 +144,57 @@ def test_autoguides_carry_the_weight(cls, name):
 
     auto = AUTOGUIDES[name](latent)
     assert_mean(losses(cls(beta=4.0), latent, auto), torch.tensor(4 * KL))
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", "AutoNormalMessenger"])
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_mean_field_autoguides_have_closed_forms_on_real_sites(name, vectorize):
+    def latent():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    auto = getattr(autoguide, name)
+    guide = auto_normal(
+        lambda m, init_loc_fn, **k: auto(
+            m, init_loc_fn=autoguide.init_to_value(values={"z": torch.ones(3)}), **k
+        ),
+        latent,
+        init_scale=0.5,
+    )
+    particles = {"num_particles": 4, "vectorize_particles": vectorize}
+    terms = TraceKL_ELBO(beta=4.0, **particles).decompose(latent, guide)
+    assert terms.sites["z"].how == dict.fromkeys(("log_prior", "log_guide", "kl"), "exact")
+    assert_close(terms.sites["z"].kl, torch.full((3,), KL))
+    assert_close(terms.objective, torch.tensor(-12 * KL))
+    terms = TraceEntropy_ELBO(**particles).decompose(latent, guide)
+    assert terms.sites["z"].how["log_guide"] == "exact"
+    entropy = dist.Normal(1.0, 0.5).entropy()
+    assert_close(terms.entropy, 3 * entropy)
+
+
+def test_what_depends_on_an_auxiliary_comes_after_it():
+    """The guide draws `a` from the auxiliary of `b`: then no KL of `b` given `a` is closed."""
+
+    def entangled():
+        u = pyro.sample("b_unconstrained", dist.Normal(0.5, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("a", dist.Normal(u, 1.0))
+        pyro.sample("b", dist.Delta(u))
+
+    with pytest.warns(UserWarning, match="site 'b': a parent of it in the model"):
+        values = losses(TraceKL_ELBO(), two_latents, entangled)
+    prior = -math.log(2 * math.pi) - 0.5 * (0.25 + 2.0) - 0.5
+    entropy = math.log(2 * math.pi * math.e)
+    assert_mean(-values, torch.tensor(prior + entropy))
+
+
+def test_an_auxiliary_that_is_transformed_keeps_its_jacobian():
+    def shifted():
+        u = pyro.sample("z_unconstrained", dist.Normal(1.0, 0.5), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(2 * u, log_density=-torch.tensor(2.0).log()))
+
+    exact = torch.tensor(0.5 * (1 + 4) - 0.5)
+    values = losses(TraceKL_ELBO(), model, shifted)
+    assert_mean(values, exact)
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
@@ -320,6 +378,22 @@ def test_a_marginalised_site_refuses_a_weight():
     elbo = mixed(TraceEnum_ELBO)(max_plate_nesting=0, beta=2.0)
     with pytest.raises(UnsupportedSiteError, match="'c'"):
         elbo.loss(mixture, guide)
+
+    @config_enumerate
+    def separate():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.3)))
+        pyro.sample("x", dist.Normal(z + c, 1.0), obs=torch.tensor(1.0))
+
+    for beta in ({"z": 3.0}, {"z": 3.0, "c": 1.0}, {"*": 3.0, "c": 1.0}):
+        pyro.set_rng_seed(0)
+        loss = mixed(TraceEnum_ELBO)(max_plate_nesting=0, beta=beta).loss(separate, guide)
+        pyro.set_rng_seed(0)
+        z = guide()
+        lik = dist.Normal(torch.stack([z, z + 1]), 1.0).log_prob(torch.tensor(1.0))
+        evidence = (lik + torch.tensor([0.7, 0.3]).log()).logsumexp(0)
+        log_ratio = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(1.0, 0.5).log_prob(z)
+        assert_close(torch.tensor(-loss), evidence + 3 * log_ratio)
     assert math.isfinite(mixed(TraceEnum_ELBO)(max_plate_nesting=0).loss(mixture, guide))
 
 

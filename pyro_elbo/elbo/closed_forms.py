@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from ..weighting import unweighted
 from .cost import Cost
-from .sites import LatentSite, has_base
+from .sites import LatentSite, has_base, same_scale_and_mask
 
 __all__ = ["Choice", "Form", "Order", "choose", "closed_entropy"]
 
@@ -34,10 +33,10 @@ class Order:
     model: Sequence[str]
     guide: Sequence[str]
 
-    def proves_mean_field(self, name: str) -> bool:
-        """Whether nothing sampled before the site in the model is sampled after it in the guide."""
-        before = self.model[: self.model.index(name)]
-        after = self.guide[self.guide.index(name) + 1 :]
+    def proves_mean_field(self, prior: str, guide: str) -> bool:
+        """Whether nothing sampled before a site in the model is sampled after it in the guide."""
+        before = self.model[: self.model.index(prior)]
+        after = self.guide[self.guide.index(guide) + 1 :]
         return set(before).isdisjoint(after)
 
 
@@ -63,7 +62,7 @@ def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
         return Choice(None, "the view samples it")
     if site.role == "map":
         return Choice(None, "a point mass: the sample is the expectation")
-    if not site.is_single:
+    if site.prior is None or site.density is None:
         return Choice(None, "its density is split over several sites")
     if has_base(site.guide, (Delta, MaskedDistribution)):
         return Choice(None, f"{_kind(site.guide)} has no {wanted} in closed form")
@@ -71,17 +70,17 @@ def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
 
 
 def _choose_kl(site: LatentSite, order: Order) -> Choice:
-    pair = f"KL({_kind(site.guide)} || {_kind(site.prior)})"
-    if has_base(site.prior, (Delta, MaskedDistribution)):
+    prior, guide = site.prior, site.density
+    pair = f"KL({_kind(site.guide)} || {_kind(prior['fn'])})"
+    if has_base(prior["fn"], (Delta, MaskedDistribution)):
         return Choice(None, f"{pair} has no closed form")
-    if not order.proves_mean_field(site.name):
+    if not order.proves_mean_field(prior["name"], guide["name"]):
         why = "a parent of it in the model is sampled after it in the guide"
         return Choice(None, why, warns=True)
-    prior, guide = site.prior_sites[site.name], site.guide_sites[site.name]
-    if not _same_scale_and_mask(prior, guide) or not _same_plates(prior, guide):
+    if not same_scale_and_mask(prior, guide) or not _same_plates(prior, guide):
         why = "scale, mask or plates differ between model and guide"
         return Choice(None, why, warns=True)
-    cost = _closed_kl(prior, guide)
+    cost = _closed_kl(site)
     if cost is None:
         return Choice(None, f"{pair} is not registered with torch.distributions")
     return Choice("kl", pair, cost)
@@ -94,35 +93,29 @@ def _choose_entropy(site: LatentSite) -> Choice:
     return Choice("entropy", f"H[{_kind(site.guide)}]", cost)
 
 
-def _closed_kl(prior: Any, guide: Any) -> Cost | None:
+def _closed_kl(site: LatentSite) -> Cost | None:
+    guide, prior = site.guide, site.prior["fn"]
     try:
-        kl = kl_divergence(guide["fn"], prior["fn"])
+        kl = kl_divergence(guide, prior)
     except NotImplementedError:
         return None
-    shape = broadcast_shape(guide["fn"].batch_shape, prior["fn"].batch_shape)
-    return _cost(guide, -kl, prior["cond_indep_stack"]) if kl.shape == shape else None
+    shape = broadcast_shape(guide.batch_shape, prior.batch_shape)
+    return _cost(site.density, -kl) if kl.shape == shape else None
 
 
 def closed_entropy(site: LatentSite) -> Cost | None:
     """The guide's entropy, if its distribution has one in closed form."""
-    guide = site.guide_sites[site.name]
     try:
-        entropy = guide["fn"].entropy()
+        entropy = site.guide.entropy()
     except NotImplementedError:
         return None
-    if entropy.shape != guide["fn"].batch_shape:
-        return None
-    return _cost(guide, entropy, guide["cond_indep_stack"])
+    return _cost(site.density, entropy) if entropy.shape == site.guide.batch_shape else None
 
 
-def _cost(site: Any, value: Tensor, stack: tuple[Any, ...]) -> Cost:
+def _cost(site: Any, value: Tensor) -> Cost:
     scale, mask = unweighted(site)
     value = scale_and_mask(value, scale, mask)
-    return Cost(value, value, stack, scale)
-
-
-def _same_scale_and_mask(prior: Any, guide: Any) -> bool:
-    return all(map(_same, unweighted(prior), unweighted(guide)))
+    return Cost(value, value, site["cond_indep_stack"], scale)
 
 
 def _same_plates(prior: Any, guide: Any) -> bool:
@@ -131,14 +124,6 @@ def _same_plates(prior: Any, guide: Any) -> bool:
         for site in (prior, guide)
     ]
     return plates[0] == plates[1]
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
 
 
 def _kind(fn: Any) -> str:

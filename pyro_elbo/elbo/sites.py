@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from pyro.distributions import Delta
 from pyro.poutine.util import site_is_factor
-from torch.distributions import Distribution
+from torch import Tensor
+from torch.distributions import ComposeTransform, TransformedDistribution
 
-from ..weighting import constrained_name
+from ..weighting import constrained_name, unweighted
 
-__all__ = ["LatentSite", "group_latents", "has_base"]
+__all__ = ["LatentSite", "group_latents", "has_base", "same_scale_and_mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +57,64 @@ class LatentSite:
         return first
 
     @property
-    def is_single(self) -> bool:
-        """Whether the group is one site, with one density on each side."""
-        return self.guide_sites.keys() == self.prior_sites.keys() == {self.name}
+    def prior(self) -> Any:
+        """The model's site, where the group has one, and it names the group; else ``None``."""
+        return self.prior_sites[self.name] if self.prior_sites.keys() == {self.name} else None
+
+    @cached_property
+    def density(self) -> Any:
+        """The one guide site that holds the latent's density; ``None`` where several share it.
+
+        An auxiliary site holds that of ``z`` too, where ``z`` is its sample unchanged.
+        """
+        others = [name for name in self.guide_sites if name != self.name]
+        if self.guide_sites.keys() == {self.name}:
+            return self.guide_sites[self.name]
+        if len(others) == 1 and constrained_name(others[0]) == self.name:
+            auxiliary = self.guide_sites[others[0]]
+            return auxiliary if _is_copy(self.guide_sites[self.name], auxiliary) else None
+        return None
 
     @property
-    def prior(self) -> Distribution:
-        """The model's distribution of a single site."""
-        return self.prior_sites[self.name]["fn"]
+    def guide(self) -> Any:
+        """The distribution of :attr:`density`, without transforms that change nothing."""
+        return without_identities(self.density["fn"])
 
-    @property
-    def guide(self) -> Distribution:
-        """The guide's distribution of a single site."""
-        return self.guide_sites[self.name]["fn"]
+
+def _is_copy(site: Any, auxiliary: Any) -> bool:
+    """Whether a Delta repeats an auxiliary's sample, with no Jacobian, and counts as often."""
+    fn = site["fn"]
+    if not isinstance(fn, Delta) or fn.batch_shape != auxiliary["fn"].batch_shape:
+        return False
+    return (
+        torch.equal(site["value"], auxiliary["value"])
+        and not bool(fn.log_density.any())
+        and same_scale_and_mask(site, auxiliary)
+    )
+
+
+def same_scale_and_mask(a: Any, b: Any) -> bool:
+    """Whether two sites have equal scales and masks, their weights left out."""
+    return all(map(_same, unweighted(a), unweighted(b)))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
+
+
+def without_identities(fn: Any) -> Any:
+    """A distribution without the outer transforms that are the identity."""
+    while isinstance(fn, TransformedDistribution) and all(map(_is_identity, fn.transforms)):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_identity(transform: Any) -> bool:
+    return isinstance(transform, ComposeTransform) and not transform.parts
 
 
 def has_base(fn: Any, kinds: Any) -> bool:
