@@ -302,13 +302,18 @@ def test_a_loss_guesses_the_nesting_of_each_pair_anew():
     elbo.loss(model, guide)
 
 
-BAD_BETAS = [
-    *[-1.0, float("nan"), float("inf"), {"z": -1.0}, {"*": float("nan")}],
-    *[lambda step: torch.tensor(-1.0), {"z": lambda step: float("nan")}],
-]
+BAD_BETAS = {
+    "negative": -1.0,
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "site": {"z": -1.0},
+    "default": {"*": float("nan")},
+    "schedule": lambda step: torch.tensor(-1.0),
+    "site schedule": {"z": lambda step: float("nan")},
+}
 
 
-@pytest.mark.parametrize("beta", BAD_BETAS, ids=str)
+@pytest.mark.parametrize("beta", BAD_BETAS.values(), ids=BAD_BETAS.keys())
 @loss_classes
 def test_bad_weights_are_refused_at_construction(cls, beta):
     with pytest.raises(ValueError, match="finite and >= 0"):
