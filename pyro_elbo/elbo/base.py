@@ -91,7 +91,7 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
 
         Args:
             reconstruction: The expected log-likelihood.
-            kl_by_site: The KL of each latent, its weight in it.
+            kl_by_site: The KL of each latent, its weight in it; latents of weight 0 are left out.
         """
         return reconstruction - sum(kl_by_site.values())
 

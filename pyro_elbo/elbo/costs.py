@@ -24,6 +24,7 @@ from .sites import LatentSite, has_base
 __all__ = ["SiteCosts", "latent_costs", "observed_costs"]
 
 Parts = dict[str, tuple[Atom, ...]]
+Built = tuple[list[Cost], Parts, dict[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,42 +80,39 @@ def latent_costs(
     """
     for name, guide_site in site.guide_sites.items():
         _refuse_score_function(name, guide_site)
-    if choice.form == "kl":
-        return _closed_kl_costs(site, choice, max_plate_nesting, record_samples)
-    priors, sampled = _log_priors(site, max_plate_nesting), _log_guides(site, max_plate_nesting)
-    guides = [choice.cost] if choice.cost is not None else sampled
-    parts = _record(priors, guides) | (_samples(priors, sampled) if record_samples else {})
+    if choice.cost is not None:
+        site.density["log_prob"] = choice.cost.value
+        _check_shape(site.density, max_plate_nesting)
+    build = _closed_kl if choice.form == "kl" else _sampled_prior
+    costs, parts, how = build(site, choice, max_plate_nesting)
+    if record_samples and choice.form is None:
+        parts |= {f"{name}_sample": atoms for name, atoms in parts.items()}
+    elif record_samples:
+        parts |= _samples(site, max_plate_nesting)
+    return SiteCosts(site.name, site.role, site.beta, site.members, costs, parts, how, choice.why)
+
+
+def _sampled_prior(site: LatentSite, choice: Choice, max_plate_nesting: float) -> Built:
+    priors = _log_priors(site, max_plate_nesting)
+    guides = [choice.cost] if choice.cost is not None else _log_guides(site, max_plate_nesting)
     how = dict.fromkeys(("log_prior", "log_guide", "kl"), "sampled")
     if choice.form == "entropy":
         how["log_guide"] = "exact"
     if site.role == "map":
         how = dict.fromkeys(how, "exact")
-    return _site_costs(site, choice, [*priors, *guides], parts, how)
+    return [*priors, *guides], _record(priors, guides), how
 
 
-def _closed_kl_costs(
-    site: LatentSite, choice: Choice, max_plate_nesting: float, record_samples: bool
-) -> SiteCosts:
+def _closed_kl(site: LatentSite, choice: Choice, max_plate_nesting: float) -> Built:
     assert choice.cost is not None
     with torch.no_grad():
         entropy = closed_entropy(site)
         guides = [entropy] if entropy is not None else _log_guides(site, max_plate_nesting)
-        samples = {}
-        if record_samples:
-            priors = _log_priors(site, max_plate_nesting)
-            samples = _samples(priors, _log_guides(site, max_plate_nesting))
     log_guide = tuple(cost.atom(-1) for cost in guides)
     minus_kl, kl = choice.cost.atom(), choice.cost.atom(-1)
-    parts = {"log_guide": log_guide, "log_prior": (*log_guide, minus_kl), "kl": (kl,)} | samples
+    parts = {"log_guide": log_guide, "log_prior": (*log_guide, minus_kl), "kl": (kl,)}
     side = "sampled" if entropy is None else "exact"
-    how = {"log_prior": side, "log_guide": side, "kl": "exact"}
-    return _site_costs(site, choice, [choice.cost], parts, how)
-
-
-def _site_costs(
-    site: LatentSite, choice: Choice, costs: list[Cost], parts: Parts, how: dict[str, str]
-) -> SiteCosts:
-    return SiteCosts(site.name, site.role, site.beta, site.members, costs, parts, how, choice.why)
+    return [choice.cost], parts, {"log_prior": side, "log_guide": side, "kl": "exact"}
 
 
 def _record(priors: Sequence[Cost], guides: Sequence[Cost], suffix: str = "") -> Parts:
@@ -125,7 +123,9 @@ def _record(priors: Sequence[Cost], guides: Sequence[Cost], suffix: str = "") ->
     return {name: atoms for name, atoms in parts.items() if atoms}
 
 
-def _samples(priors: Sequence[Cost], guides: Sequence[Cost]) -> Parts:
+@torch.no_grad()
+def _samples(site: LatentSite, max_plate_nesting: float) -> Parts:
+    priors, guides = _log_priors(site, max_plate_nesting), _log_guides(site, max_plate_nesting)
     return _record(priors, guides, "_sample")
 
 
