@@ -235,6 +235,57 @@ def test_importance_bound_under_subsampling(cls):
         terms.evidence_gap()
 
 
+def test_deterministic_sites_are_no_part_of_the_bound():
+    def with_deterministic():
+        pyro.deterministic("k", torch.tensor(1.0))
+        with pyro.plate("data", 5, subsample_size=2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.deterministic("twice", 2 * z)
+
+    def local():
+        with pyro.plate("data", 5, subsample_size=2):
+            z = pyro.sample("z", dist.Normal(torch.ones(()), 0.5))
+            pyro.deterministic("thrice", 3 * z)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        terms = TraceKL_ELBO(num_particles=2, vectorize_particles=True).decompose(
+            with_deterministic, local
+        )
+    assert list(terms.sites) == ["z"]
+    assert not terms.importance_bound.isnan()
+
+
+def test_indices_are_a_record():
+    chosen = torch.tensor([3, 1])
+
+    def subset(scale):
+        def program():
+            with pyro.plate("data", 5, subsample=chosen):
+                pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+
+        return program
+
+    data = TraceKL_ELBO(num_particles=2).decompose(subset(1.0), subset(0.5)).per_datum("data")
+    chosen[0] = 0
+    assert data.indices.tolist() == [3, 1]
+    orders = iter([torch.tensor([0, 1]), torch.tensor([1, 0])] * 2)
+
+    def shuffled(order):
+        with pyro.plate("data", 2, subsample=order):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    class Shuffled:
+        def __call__(self):
+            self.order = next(orders)
+            shuffled(self.order)
+
+    guide = Shuffled()
+    terms = TraceKL_ELBO(num_particles=2).decompose(lambda: shuffled(guide.order), guide)
+    with pytest.raises(ValueError, match="different minibatches"):
+        terms.per_datum("data")
+
+
 def test_standard_errors_are_those_of_the_mean_over_particles():
     elbo = TraceGap_ELBO(num_particles=200, vectorize_particles=True)
     terms = elbo.decompose(model, guide)

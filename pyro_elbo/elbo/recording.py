@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..site_terms import SiteTerms
 from ..terms import ELBOTerms
 from .costs import SiteCosts
-from .tracing import PlateIndices
 
 __all__ = ["Particle", "record"]
 
@@ -19,7 +19,7 @@ class Particle(NamedTuple):
     """What one trace pair gave: its costs, and the indices of each plate's data."""
 
     costs: Sequence[SiteCosts]
-    indices: Mapping[str, PlateIndices]
+    indices: Mapping[str, Tensor]
 
 
 def record(
@@ -46,7 +46,6 @@ def _shared_indices(particles: Sequence[Particle]) -> dict[str, Tensor | None]:
 
 def _shared(name: str, particles: Sequence[Particle]) -> Tensor | None:
     first, *others = [particle.indices.get(name) for particle in particles]
-    if first is None or any(other is None for other in others):
+    if first is None or any(other is None or not torch.equal(other, first) for other in others):
         return None
-    same = first.is_full or all(other and other.values is first.values for other in others)
-    return first.values if same else None
+    return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 
-__all__ = ["PlateIndices", "TracingELBO", "plate_indices", "sample_sites"]
+__all__ = ["TracingELBO", "plate_indices", "sample_sites"]
 
 
 class TracingELBO(ELBO):
@@ -57,25 +57,22 @@ class TracingELBO(ELBO):
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sample statements of a trace in order, plate subsampling left out."""
+    """The sites that have a density, in order: no plate subsampling, no ``pyro.deterministic``."""
+    return {name: site for name, site in trace.nodes.items() if _has_density(site)}
+
+
+def _has_density(site: Any) -> bool:
+    return (
+        site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    )
+
+
+def plate_indices(trace: Any) -> dict[str, Tensor]:
+    """A copy of the indices of each plate's data, by plate name."""
     return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
-
-
-class PlateIndices(NamedTuple):
-    """The data that a plate selected, and whether that is all of it."""
-
-    values: Tensor
-    is_full: bool
-
-
-def plate_indices(trace: Any) -> dict[str, PlateIndices]:
-    """The indices of each plate's data, by plate name."""
-    return {
-        name: PlateIndices(torch.as_tensor(site["value"]), len(site["value"]) == site["fn"].size)
+        name: torch.as_tensor(site["value"]).clone()
         for name, site in trace.nodes.items()
         if site_is_subsample(site)
     }
@@ -103,14 +100,9 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
             f"{sorted(guide)}); sample it in the guide, or observe it in the model (obs=...)"
         )
     for name, site in guide.items():
-        if name not in latents and not _may_be_alone(site):
+        if name not in latents and not site["infer"].get("is_auxiliary"):
             where = "is observed by the model" if name in model else "does not appear in the model"
             raise ValueError(
                 f"the guide samples {name!r}, which {where}; remove it from the guide, or mark it "
                 "with infer={'is_auxiliary': True} if it is an auxiliary variable"
             )
-
-
-def _may_be_alone(site: Any) -> bool:
-    infer = site["infer"]
-    return bool(infer.get("is_auxiliary") or infer.get("_deterministic"))
