@@ -42,9 +42,14 @@ def why_no_bound(sites: Sequence[SiteTerms], indices: Mapping[str, Tensor | None
     """
     if not sites or sites[0].num_particles < 2:
         return "it needs num_particles > 1"
+    all_masked = all(atom.masked for site in sites for atom in site.atoms)
     for site in sites:
         if site.role == "map":
             return f"site {site.name!r} is a point mass"
+        if site.beta is not None and not site.has_prior:
+            return f"the guide's site {site.name!r} has no prior in the model"
+        if site.beta is not None and not all_masked and any(atom.masked for atom in site.atoms):
+            return f"site {site.name!r} is masked, and not all sites are"
         for atom in site.atoms:
             why = _objection(site.name, atom, _shared_frames(sites), indices)
             if why:

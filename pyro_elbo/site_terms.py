@@ -23,11 +23,13 @@ class Atom(NamedTuple):
         value: Detached, in nats, under its own scale and mask, without the weight.
         stack: The plates (Pyro's frames) that it was computed in.
         scale: Its scale: the product of plate scales and the user's.
+        masked: Whether it has a mask.
     """
 
     value: Tensor
     stack: tuple[Any, ...]
     scale: Any
+    masked: bool
 
     @property
     def frames(self) -> dict[str, Any]:
@@ -115,6 +117,11 @@ class SiteTerms:
         """Everything recorded at the site."""
         return tuple(atom for parts in self.particles for atoms in parts.values() for atom in atoms)
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether the model has a density for the group."""
+        return any("log_prior" in parts for parts in self.particles)
+
     @cached_property
     def plates(self) -> tuple[str, ...]:
         """Names of the plates that all of the site's terms share, left to right."""
@@ -159,4 +166,10 @@ class SiteTerms:
         return torch.zeros_like(like)
 
     def _mean(self, part: str) -> Tensor:
+        sizes = {tuple(atom.frames[name].size for name in self.plates) for atom in self.atoms}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"site {self.name!r}: the sizes of its plates {self.plates} differ over particles; "
+                "read the totals, or evaluate with num_particles=1"
+            )
         return self.per_particle(part, self.plates).mean(0)

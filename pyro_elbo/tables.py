@@ -59,7 +59,10 @@ def _term_row(terms: ELBOTerms, name: str, size: int) -> list[str]:
 
 
 def _site_row(site: Any) -> list[str]:
-    log_p = float((site.log_likelihood + site.log_prior).sum())
+    log_p, kl = (
+        float(sum(site.per_particle(part, ()).mean(0) for part in parts))
+        for parts in (("log_likelihood", "log_prior"), ("kl",))
+    )
     latent = site.beta is not None
     return [
         site.name,
@@ -67,7 +70,7 @@ def _site_row(site: Any) -> list[str]:
         ", ".join(site.plates) or "-",
         f"{float(site.beta):g}" if latent else "-",
         f"{log_p:,.3f}",
-        f"{float(site.kl.sum()):,.3f}" if latent else "-",
+        f"{kl:,.3f}" if latent else "-",
         site.how.get("kl", "-"),
     ]
 

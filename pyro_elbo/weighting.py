@@ -15,6 +15,8 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
 __all__ = ["WeightMessenger", "WeightedPrograms", "Weights", "is_zero", "unweighted", "weigh"]
@@ -70,10 +72,10 @@ class WeightMessenger(Messenger):
 
     In a guide it weighs every sample site (auxiliary sites and ``pyro.factor`` included), in a
     model the latents that the guide sampled. A :class:`~pyro.poutine.guide.GuideMessenger` runs
-    the model inside the guide's call: ``role="both"`` weighs what is not observed. A
-    reparameteriser that puts a latent's prior into an observed ``Delta(log_density=...)`` is
-    recognised and weighed. Observed sites, ``pyro.deterministic`` and plate subsampling are never
-    touched.
+    the model inside the guide's call: ``role="both"`` weighs what is not observed. Where
+    ``poutine.reparam`` puts a latent's prior into an observed ``Delta(log_density=...)``, that is
+    weighed too (not the likelihood, where it splits an observed site). Other observed sites,
+    ``pyro.deterministic`` and plate subsampling are never touched.
 
     A weight of 0 drops the term by masking it out, since 0 times minus infinity is nan; the
     incoming mask is kept beside it for :func:`unweighted`.
@@ -112,10 +114,14 @@ class WeightMessenger(Messenger):
         return self.role == "both" or msg["name"] in self.latents
 
     def _holds_prior(self, msg: Site) -> bool:
-        if type(msg["fn"]) is not Delta or msg["infer"].get("_deterministic"):
+        if type(msg["fn"]) is not Delta or not _is_reparameterised(msg["name"]):
             return False
-        parts = f"{msg['name']}_"
-        return not any(name.startswith(parts) for name in self.observed)
+        return f"{msg['name']}_split_0" not in self.observed
+
+
+def _is_reparameterised(name: str) -> bool:
+    configs = [frame.config for frame in _PYRO_STACK if isinstance(frame, ReparamMessenger)]
+    return any(not isinstance(config, dict) or name in config for config in configs)
 
 
 @dataclass(frozen=True)

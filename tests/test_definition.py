@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 
 import pyro
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.testing.rejection_gamma import ShapeAugmentedGamma
 from pyro.infer import SVI, config_enumerate
 from pyro.nn import PyroModule, PyroParam
 from support import LOSSES, assert_close, assert_mean
@@ -463,6 +465,121 @@ def test_a_guide_without_the_models_plate_is_refused(cls):
     with pytest.raises(ValueError, match="invalid log_prob shape"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         cls().loss(model, plateless)
+
+
+@loss_classes
+def test_one_name_means_one_thing(cls):
+    def with_factor(scale):
+        def program():
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+            pyro.factor("f", -(z**2), has_rsample=True)
+
+        return program
+
+    with pytest.raises(ValueError, match="'f' has the name of an observed site or factor"):
+        cls().loss(with_factor(1.0), with_factor(0.5))
+
+
+@loss_classes
+def test_the_kl_of_folded_distributions_is_not_that_of_their_bases(cls):
+    def folded(loc):
+        return lambda: pyro.sample("z", dist.FoldedDistribution(dist.Normal(loc, 1.0)))
+
+    values = torch.tensor([cls().loss(folded(-1.0), folded(1.0)) for _ in range(50)])
+    assert_mean(values, torch.tensor(0.0))
+
+    def half(scale):
+        return lambda: pyro.sample("z", dist.HalfNormal(torch.tensor(scale)))
+
+    terms = cls().decompose(half(1.0), half(0.5))
+    assert terms.sites["z"].how["kl"] == ("exact" if cls is TraceKL_ELBO else "sampled")
+
+
+@loss_classes
+def test_partly_reparameterised_guides_are_refused(cls):
+    def gamma():
+        pyro.sample("z", dist.Gamma(torch.tensor(2.0), 1.0))
+
+    def partly():
+        pyro.sample("z", ShapeAugmentedGamma(torch.tensor(2.0), torch.tensor(1.0)))
+
+    with pytest.raises(UnsupportedSiteError, match="'z'.*partly reparameterised"):
+        cls().loss(gamma, partly)
+
+
+@loss_classes
+def test_a_closed_kl_never_broadcasts_the_guide(cls):
+    def wide():
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+    def narrow():
+        pyro.sample("z", dist.Normal(torch.ones(()), 0.5))
+
+    with pyro.validation_enabled(False):
+        terms = cls().decompose(wide, narrow)
+    assert terms.sites["z"].how["kl"] == "sampled"
+
+
+@loss_classes
+def test_the_importance_bound_refuses_what_is_no_density_ratio(cls):
+    data = torch.zeros(5)
+
+    def observed(mask=None):
+        def program():
+            with pyro.plate("data", 5):
+                with poutine.mask(mask=torch.tensor(True) if mask is None else mask):
+                    z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+        return program
+
+    def with_factor():
+        guide()
+        pyro.factor("f", torch.tensor(-50.0), has_rsample=True)
+
+    elbo = cls(num_particles=3)
+    terms = elbo.decompose(observed(MASK), poutine.mask(guide, MASK))
+    with pytest.raises(ValueError, match="site 'z' is masked, and not all sites are"):
+        terms.evidence_gap()
+    padded = [poutine.mask(program, MASK) for program in (observed(MASK), guide)]
+    assert elbo.decompose(*padded).no_bound is None
+    unmasked = [poutine.mask(program, torch.tensor(True)) for program in (observed(), with_factor)]
+    terms = elbo.decompose(*unmasked)
+    with pytest.raises(ValueError, match="site 'f' has no prior in the model"):
+        terms.evidence_gap()
+
+
+def test_plates_that_change_their_size_over_particles():
+    sizes = iter([2, 3, 2, 3])
+
+    class Changing:
+        def __call__(self):
+            self.size = next(sizes)
+            with pyro.plate("data", self.size):
+                pyro.sample("z", dist.Normal(torch.ones(()), 0.5))
+
+    changing = Changing()
+
+    def follows():
+        with pyro.plate("data", changing.size):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    terms = TraceKL_ELBO(num_particles=2).decompose(follows, changing)
+    assert_close(terms.kl, torch.tensor(2.5 * KL))
+    assert f"{2.5 * KL:.3f}" in str(terms)
+    with pytest.raises(ValueError, match=r"site 'z'.*differ over particles"):
+        _ = terms.sites["z"].kl
+
+
+def test_state_that_is_none_is_refused():
+    elbo = TraceKL_ELBO()
+    for state in (None, {}, {"step_count": -1}, {"step_count": True}, {"step_count": 1.0}):
+        with pytest.raises(ValueError, match="step_count"):
+            elbo.load_state_dict(state)
+    with pytest.raises(ValueError, match="finite and >= 0"):
+        TraceKL_ELBO(beta=10**400)
+    elbo.loss(lambda: None, lambda: None)
+    assert pickle.loads(pickle.dumps(elbo)).step_count == 0
 
 
 def test_arguments_and_hooks_of_the_wrong_kind():

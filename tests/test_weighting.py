@@ -229,6 +229,32 @@ def test_a_reparameterised_prior_in_an_observed_delta_is_weighed(cls):
     assert terms.kl == 0
 
 
+@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+def test_only_a_reparameteriser_makes_an_observed_delta_a_prior(cls):
+    def split_guide():
+        pyro.sample("z_split_0", dist.Normal(torch.ones(1), 0.5).to_event(1))
+        pyro.sample("z_split_1", dist.Normal(torch.ones(1), 0.5).to_event(1))
+
+    def with_namesakes():
+        pyro.deterministic("z_loc", torch.zeros(()))
+        pyro.sample("z_obs", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    split = poutine.reparam(with_namesakes, config={"z": SplitReparam([1, 1], -1)})
+    terms = cls(beta=4.0).decompose(split, split_guide)
+    assert_close(terms.reconstruction, dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)))
+    assert terms.sites["z"].beta == 4.0
+
+    def own_likelihood():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        density = -0.5 * (z - 2) ** 2
+        pyro.sample("x", dist.Delta(torch.zeros(()), log_density=density), obs=torch.zeros(()))
+
+    terms = cls(beta=4.0).decompose(own_likelihood, guide)
+    assert terms.sites["x"].role == "observed"
+    assert terms.reconstruction < 0
+
+
 @pytest.mark.parametrize("cls", ALL_LOSSES, ids=lambda cls: cls.__name__)
 def test_beta_0_drops_a_term_that_is_minus_infinity(cls):
     def outside():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -119,10 +119,10 @@ class BetaELBOMixin:
         Raises:
             ValueError: The state has no step count that is a non-negative integer.
         """
-        count = state.get("step_count")
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        count = state.get("step_count") if isinstance(state, Mapping) else None
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 0:
             raise ValueError(f"expected a step_count >= 0, as state_dict() gives; got {state!r}")
-        self._step_count = count
+        self._step_count = int(count)
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -176,12 +176,14 @@ def weight_at(value: Any, step: int, name: str) -> float:
             f"{name} must be a number, a schedule (int -> number) or a mapping from site names to "
             f"either; at step {step} it is {weight!r}"
         )
-    if not math.isfinite(weight) or weight < 0:
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
         source = f", from {value!r}" if callable(value) else ""
-        raise ValueError(
-            f"{name} must be finite and >= 0; at step {step} it is {float(weight)!r}{source}"
-        )
-    return float(weight)
+        raise ValueError(f"{name} must be finite and >= 0; at step {step} it is {number!r}{source}")
+    return number
 
 
 def check_marginalised(programs: WeightedPrograms, model_trace: Any, guide_trace: Any) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyro.distributions import Delta, MaskedDistribution
-from pyro.distributions.util import broadcast_shape, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
 from ..weighting import unweighted
 from .cost import Cost
@@ -74,6 +74,8 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
     pair = f"KL({_kind(site.guide)} || {_kind(prior['fn'])})"
     if has_base(prior["fn"], (Delta, MaskedDistribution)):
         return Choice(None, f"{pair} has no closed form")
+    if _folds(site.guide) or _folds(prior["fn"]):
+        return Choice(None, f"{pair} has no closed form")
     if not order.proves_mean_field(prior["name"], guide["name"]):
         why = "a parent of it in the model is sampled after it in the guide"
         return Choice(None, why, warns=True)
@@ -99,8 +101,8 @@ def _closed_kl(site: LatentSite) -> Cost | None:
         kl = kl_divergence(guide, prior)
     except NotImplementedError:
         return None
-    shape = broadcast_shape(guide.batch_shape, prior.batch_shape)
-    return _cost(site.density, -kl) if kl.shape == shape else None
+    same_shape = kl.shape == guide.batch_shape and guide.event_shape == prior.event_shape
+    return _cost(site.density, -kl) if same_shape else None
 
 
 def closed_entropy(site: LatentSite) -> Cost | None:
@@ -115,7 +117,16 @@ def closed_entropy(site: LatentSite) -> Cost | None:
 def _cost(site: Any, value: Tensor) -> Cost:
     scale, mask = unweighted(site)
     value = scale_and_mask(value, scale, mask)
-    return Cost(value, value, site["cond_indep_stack"], scale)
+    return Cost(value, value, site["cond_indep_stack"], scale, mask is not None)
+
+
+def _folds(fn: Any) -> bool:
+    """Whether a transform maps two values to one, where the KL is not that of the bases."""
+    if isinstance(fn, HalfNormal | HalfCauchy):
+        return False
+    transforms = getattr(fn, "transforms", ())
+    folds = not all(transform.bijective for transform in transforms)
+    return folds or (hasattr(fn, "base_dist") and _folds(fn.base_dist))
 
 
 def _same_plates(prior: Any, guide: Any) -> bool:

@@ -21,14 +21,16 @@ class Cost:
         differentiable: What is differentiated; for a reparameterised site the value itself.
         stack: The plates (Pyro's frames).
         scale: The scale in the value.
+        masked: Whether a mask is in the value.
     """
 
     value: Tensor
     differentiable: Tensor
     stack: tuple[Any, ...]
     scale: Any
+    masked: bool
 
     def atom(self, sign: int = 1) -> Atom:
         """The value, times a sign, as a record that no later change of a parameter reaches."""
         value = self.value.detach()
-        return Atom(value.clone() if sign == 1 else -value, self.stack, self.scale)
+        return Atom(value.clone() if sign == 1 else -value, self.stack, self.scale, self.masked)

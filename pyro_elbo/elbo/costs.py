@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import site_is_factor
@@ -142,17 +148,16 @@ def _log_density(site: Any, max_plate_nesting: float) -> Cost:
     scale, mask = unweighted(site)
     value = site["log_prob"] = scale_and_mask(log_prob, scale, mask)
     _check_shape(site, max_plate_nesting)
-    return Cost(value, value, site["cond_indep_stack"], scale)
+    return Cost(value, value, site["cond_indep_stack"], scale, mask is not None)
 
 
 def _minus_log_guide(site: Any, max_plate_nesting: float) -> Cost:
     scale, mask = unweighted(site)
     parts = _evaluate(site["fn"].score_parts, site).scale_and_mask(scale, mask)
-    if not is_identically_zero(parts.score_function):
-        _refuse(site["name"], "its distribution is only partly reparameterised")
     site["log_prob"] = parts.log_prob
     _check_shape(site, max_plate_nesting)
-    return Cost(-parts.log_prob, -parts.entropy_term, site["cond_indep_stack"], scale)
+    value, differentiable = -parts.log_prob, -parts.entropy_term
+    return Cost(value, differentiable, site["cond_indep_stack"], scale, mask is not None)
 
 
 def _check_shape(site: Any, max_plate_nesting: Any) -> None:
@@ -170,8 +175,20 @@ def _evaluate(density: Callable[..., Any], site: Any) -> Any:
 def _refuse_score_function(name: str, site: Any) -> None:
     if site_is_factor(site) and not site["fn"].has_rsample:
         _refuse(name, "a guide's factor that may depend on samples without reparameterisation")
+    if _may_be_partial(site["fn"]):
+        parts = _evaluate(site["fn"].score_parts, site)
+        if not is_identically_zero(parts.score_function):
+            _refuse(name, f"the guide's {type(site['fn']).__name__} is only partly reparameterised")
     if not site["fn"].has_rsample and not has_base(site["fn"], Delta):
         _refuse(name, f"the guide's {type(site['fn']).__name__} has no reparameterised sampler")
+
+
+def _may_be_partial(fn: Any) -> bool:
+    """Whether a distribution that claims reparameterisation splits its score in its own way."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    own = type(fn).score_parts is not Distribution.score_parts
+    return own and bool(fn.has_rsample)
 
 
 def _refuse(name: str, why: str) -> None:

@@ -30,6 +30,9 @@ class TracingELBO(ELBO):
         self._given_nesting = self.max_plate_nesting
         self._guessed_for: tuple[Any, Any] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_guessed_for": None}
+
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if self._guessed_for != (model, guide):
             self.max_plate_nesting = self._given_nesting
@@ -82,7 +85,8 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
     """Check that guide and model have the same latents.
 
     Raises:
-        ValueError: A latent is on one side only, and not marked as auxiliary.
+        ValueError: A latent is on one side only, and not marked as auxiliary; or a name means one
+            thing in the guide and another in the model.
         UnsupportedSiteError: A site is configured for enumeration.
     """
     for sites in (guide, model):
@@ -99,6 +103,12 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
             f"the model's latent {name!r} is not sampled by the guide (which samples "
             f"{sorted(guide)}); sample it in the guide, or observe it in the model (obs=...)"
         )
+    for name in sorted(model.keys() & guide.keys() - latents):
+        if guide[name]["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"the guide's auxiliary site or factor {name!r} has the name of an observed site "
+                "or factor of the model; rename one of them"
+            )
     for name, site in guide.items():
         if name not in latents and not site["infer"].get("is_auxiliary"):
             where = "is observed by the model" if name in model else "does not appear in the model"
