@@ -159,9 +159,10 @@ class ELBOTerms(Totals):
         r"""The importance-weighted bound of the particles (IWAE), at :math:`\beta = 1`.
 
         :math:`\sum_n \log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns})` where every site is inside
-        a plate, over the joint otherwise. It is nan where it would be no bound: one particle,
-        a point mass, a user's scale, subsampling inside of the sum, or sequential particles that
-        each drew their own minibatch.
+        a plate, over the joint otherwise. It is nan where it would be no bound, and ``no_bound``
+        says why: one particle, a point mass, a guide site without a prior, a mask on some sites
+        only, a user's scale, subsampling inside of the sum, or sequential particles that each
+        drew their own minibatch.
 
         References:
             *Importance Weighted Autoencoders* (Burda, Grosse & Salakhutdinov, 2015),

@@ -90,9 +90,9 @@ def faults(name, notebook):
 
 def keeping_all_rules():
     """The smallest notebook without a fault."""
-    figure = v4.new_output("display_data", {"image/png": "/root/", "text/plain": "<Figure>"})
+    figure = v4.new_output("display_data", {"image/png": "/home/someone", "text/plain": "<Figure>"})
     answer = v4.new_code_cell(
-        "assert True",
+        "assert 1 + 1 == 2",
         execution_count=1,
         outputs=[v4.new_output("stream", text="1 nat"), figure],
         metadata={"jupyter": {"source_hidden": True}},

@@ -72,9 +72,8 @@ def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
 def _choose_kl(site: LatentSite, order: Order) -> Choice:
     prior, guide = site.prior, site.density
     pair = f"KL({_kind(site.guide)} || {_kind(prior['fn'])})"
-    if has_base(prior["fn"], (Delta, MaskedDistribution)):
-        return Choice(None, f"{pair} has no closed form")
-    if _folds(site.guide) or _folds(prior["fn"]):
+    hidden = has_base(prior["fn"], (Delta, MaskedDistribution))
+    if hidden or _folds(site.guide) or _folds(prior["fn"]):
         return Choice(None, f"{pair} has no closed form")
     if not order.proves_mean_field(prior["name"], guide["name"]):
         why = "a parent of it in the model is sampled after it in the guide"
