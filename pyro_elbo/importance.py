@@ -46,6 +46,8 @@ def why_no_bound(sites: Sequence[SiteTerms], indices: Mapping[str, Tensor | None
     for site in sites:
         if site.role == "map":
             return f"site {site.name!r} is a point mass"
+        if site.how.get("kl") == "enumerated":
+            return f"site {site.name!r} is enumerated, so particles are no samples of it"
         if site.beta is not None and not site.has_prior:
             return f"the guide's site {site.name!r} has no prior in the model"
         if site.beta is not None and not all_masked and any(atom.masked for atom in site.atoms):

@@ -74,6 +74,8 @@ class SiteTerms:
         how: How ``log_prior``, ``log_guide`` and ``kl`` were had: ``"exact"``, ``"sampled"`` or
             ``"enumerated"``.
         why: The reason for that, in words.
+        gradient: How the gradient is had: ``"direct"``, ``"pathwise"``, ``"score function"`` or
+            ``"enumerated"``.
         members: The sites of the group.
         particles: The recorded atoms, one mapping for each sequential particle (or one mapping for
             all vectorised particles).
@@ -84,6 +86,7 @@ class SiteTerms:
     beta: Any
     how: Mapping[str, str]
     why: str
+    gradient: str
     members: tuple[str, ...]
     particles: tuple[Mapping[str, tuple[Atom, ...]], ...]
 

@@ -12,9 +12,8 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from scipy.integrate import quad
-from support import EPS, LOSSES, assert_close, assert_mean, evaluate
+from support import EPS, assert_close, assert_mean, evaluate
 
-from pyro_elbo import UnsupportedSiteError
 from pyro_elbo.reference import (
     ALL,
     BetaBernoulli,
@@ -357,14 +356,6 @@ def test_the_mixture_is_exact_where_pyro_enumerates_it(enumerate):
 def test_the_mixture_refuses_another_enumeration():
     with pytest.raises(ValueError, match="'parallel' or 'sequential'"):
         GaussianMixture(enumerate="paralel")
-
-
-@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("enumerate", [None, "parallel", "sequential"])
-def test_the_mixture_is_refused_until_its_gradients_are_there(cls, enumerate):
-    problem = GaussianMixture(enumerate=enumerate)
-    with pytest.raises(UnsupportedSiteError, match="'c'"):
-        cls().loss(problem.model, problem.guide, *problem.args)
 
 
 def test_problems_do_not_share_parameters():

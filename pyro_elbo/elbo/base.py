@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -12,15 +12,27 @@ import torch
 from pyro.infer.util import torch_backward
 from torch import Tensor
 
+from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
-from ..weighting import is_zero
+from ..weighting import WeightedPrograms, is_zero
 from .beta import BetaELBOMixin
 from .closed_forms import Form, Order, choose
-from .costs import SiteCosts, latent_costs, observed_costs
+from .costs import (
+    SiteCosts,
+    latent_costs,
+    marginal_costs,
+    observed_costs,
+    weighted_costs,
+    weighted_scores,
+)
+from .expectation import expected_costs
+from .marginals import Marginal, marginals_of
 from .plan import Plan, plan_of
-from .recording import Particle, record
+from .recording import Branch, Particle, record
+from .scores import score_surrogate
 from .sites import LatentSite, group_latents
-from .tracing import TracingELBO, plate_indices, sample_sites
+from .symbols import name_dims
+from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
 
 __all__ = ["ViewELBO"]
 
@@ -149,40 +161,62 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
             return plan_of(self._evaluate(model, guide, args, kwargs)[1])
 
     def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
-        traces = self._get_traces(model, guide, args, kwargs)
-        particles = [self._particle(*pair) for pair in traces]
+        particles = [
+            self._particle(branches) for branches in self._get_branches(model, guide, args, kwargs)
+        ]
         objective = self._objective(particles)
         return objective, record(particles, objective, self._weights().default, self.log_evidence)
 
-    def _particle(self, model_trace: Any, guide_trace: Any) -> Particle:
+    def _particle(self, branches: Sequence[tuple[Any, Any]]) -> Particle:
+        costs = [self._branch(*pair) for pair in branches]
+        model_trace, guide_trace = branches[-1]
+        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
+
+    def _branch(self, model_trace: Any, guide_trace: Any) -> Branch:
         model, guide = sample_sites(model_trace), sample_sites(guide_trace)
+        if is_enumerating((model_trace, guide_trace)):
+            name_dims(model, guide)
+            marginals = marginals_of(model, guide, self.max_plate_nesting)
+            sites = expected_costs(self._site_costs(model, guide, marginals), guide)
+        else:
+            sites = self._site_costs(model, guide, ())
+        scored = [score.name for site in sites for score in site.scores]
+        surrogate = None
+        if scored and torch.is_grad_enabled():
+            self._check_affine(scored[0])
+            surrogate = score_surrogate(weighted_scores(sites), weighted_costs(sites))
+        return Branch({site.name: site for site in sites}, surrogate)
+
+    def _site_costs(
+        self, model: Mapping[str, Any], guide: Mapping[str, Any], marginals: Sequence[Marginal]
+    ) -> list[SiteCosts]:
         priors = {name: site for name, site in model.items() if "beta" in site}
         guides = {name: site for name, site in guide.items() if "beta" in site}
+        summed = {name for marginal in marginals for name in marginal.members}
         order = Order(list(priors), list(guides))
-        costs = [
+        sites = [
             observed_costs(name, site, self.max_plate_nesting)
             for name, site in model.items()
-            if name not in priors
+            if name not in priors and name not in summed
         ]
-        costs += [self._latent(site, order) for site in group_latents(priors, guides)]
-        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
+        sites += [marginal_costs(marginal, model) for marginal in marginals if marginal.likelihood]
+        return sites + [
+            self._latent(site, order) for site in group_latents(priors, guides, marginals)
+        ]
 
     def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
         choice = choose(site, self.closed_form(site), order)
-        if choice.warns and site.name not in self._warned:
-            self._warned.add(site.name)
-            warnings.warn(
-                f"site {site.name!r}: {choice.why}; its KL is sampled, each side with its own "
-                "scale and mask",
-                UserWarning,
-                stacklevel=2,
+        if choice.warns:
+            self._warn_once(
+                site.name, f"{choice.why}; its KL is sampled, each side with its own scale and mask"
             )
         return latent_costs(site, choice, self.max_plate_nesting, self.num_particles > 1)
 
     def _objective(self, particles: list[Particle]) -> Tensor:
         reconstruction: Any = 0.0
         kl_by_site: dict[str, Any] = {}
-        for site in (site for particle in particles for site in particle.costs):
+        branches = [branch for particle in particles for branch in particle.branches]
+        for site in (site for branch in branches for site in branch.sites.values()):
             if site.beta is None:
                 reconstruction = reconstruction + site.total()
             elif not is_zero(site.beta):
@@ -195,7 +229,32 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
             raise TypeError(
                 f"{type(self).__name__}.objective must return a 0-dim tensor, not {objective!r}"
             )
-        return objective
+        surrogates = [branch.surrogate for branch in branches if branch.surrogate is not None]
+        return objective + sum(surrogates) / self.num_particles if surrogates else objective
+
+    def _check_affine(self, site: str) -> None:
+        if type(self).objective is not ViewELBO.objective:
+            raise UnsupportedSiteError(
+                site,
+                f"the objective of {type(self).__name__} is one of its own, and this site's "
+                "gradient, which is not pathwise, would be biased",
+                "use a reparameterised distribution, or enumerate the site in the guide",
+            )
+
+    def _check_marginalised(
+        self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
+    ) -> None:
+        for name in sample_sites(model_trace).keys() - guide_trace.nodes.keys():
+            if programs.weights.names(name) and "beta" not in model_trace.nodes[name]:
+                raise ValueError(
+                    f"beta names site {name!r}, which the model marginalises, so it has no KL of "
+                    "its own; name the latents whose prior it is part of"
+                )
+
+    def _warn_once(self, site: str, what: str) -> None:
+        if site not in self._warned:
+            self._warned.add(site)
+            warnings.warn(f"site {site!r}: {what}", UserWarning, stacklevel=2)
 
     def _checked(self, loss: float) -> float:
         if math.isnan(loss):

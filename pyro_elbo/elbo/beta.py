@@ -157,8 +157,13 @@ class BetaELBOMixin:
             programs.model, programs.guide, args, kwargs
         )
         programs.check(traces[0])
-        check_marginalised(programs, *traces)
+        self._check_marginalised(programs, *traces)
         return traces
+
+    def _check_marginalised(
+        self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
+    ) -> None:
+        check_marginalised(programs, model_trace, guide_trace)
 
 
 def weight_at(value: Any, step: int, name: str) -> float:

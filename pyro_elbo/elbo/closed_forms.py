@@ -8,10 +8,11 @@ order of the sites proves that in most programs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 from ..weighting import unweighted
 from .cost import Cost
 from .sites import LatentSite, has_base, same_scale_and_mask
+from .symbols import is_enumerated
 
 __all__ = ["Choice", "Form", "Order", "choose", "closed_entropy"]
 
@@ -62,7 +64,13 @@ def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
         return Choice(None, "the view samples it")
     if site.role == "map":
         return Choice(None, "a point mass: the sample is the expectation")
-    if site.prior is None or site.density is None:
+    if any(is_enumerated(guide) for guide in site.guide_sites.values()):
+        return Choice(None, "the sum over its values is exact")
+    if wanted == "kl" and site.marginal is not None:
+        return Choice(None, f"its prior is {site.marginal.why}")
+    if wanted == "kl" and not site.prior_sites:
+        return Choice(None, "it has no prior in the model")
+    if site.density is None or (wanted == "kl" and site.prior is None):
         return Choice(None, "its density is split over several sites")
     if has_base(site.guide, (Delta, MaskedDistribution)):
         return Choice(None, f"{_kind(site.guide)} has no {wanted} in closed form")
@@ -75,6 +83,8 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
     hidden = has_base(prior["fn"], (Delta, MaskedDistribution))
     if hidden or _folds(site.guide) or _folds(prior["fn"]):
         return Choice(None, f"{pair} has no closed form")
+    if _dims_clash(prior, guide):
+        return Choice(None, "pyro.markov gives one dim two meanings in model and guide")
     if not order.proves_mean_field(prior["name"], guide["name"]):
         why = "a parent of it in the model is sampled after it in the guide"
         return Choice(None, why, warns=True)
@@ -100,8 +110,11 @@ def _closed_kl(site: LatentSite) -> Cost | None:
         kl = kl_divergence(guide, prior)
     except NotImplementedError:
         return None
-    same_shape = kl.shape == guide.batch_shape and guide.event_shape == prior.event_shape
-    return _cost(site.density, -kl) if same_shape else None
+    dims = site.prior.get("dim_to_symbol", {}) | site.density.get("dim_to_symbol", {})
+    shape = guide.batch_shape
+    shape = torch.broadcast_shapes(shape, prior.batch_shape) if dims else shape
+    same_shape = kl.shape == shape and guide.event_shape == prior.event_shape
+    return _cost(site.density, -kl, dims) if same_shape else None
 
 
 def closed_entropy(site: LatentSite) -> Cost | None:
@@ -110,13 +123,15 @@ def closed_entropy(site: LatentSite) -> Cost | None:
         entropy = site.guide.entropy()
     except NotImplementedError:
         return None
-    return _cost(site.density, entropy) if entropy.shape == site.guide.batch_shape else None
+    if entropy.shape != site.guide.batch_shape:
+        return None
+    return _cost(site.density, entropy, site.density.get("dim_to_symbol", {}))
 
 
-def _cost(site: Any, value: Tensor) -> Cost:
+def _cost(site: Any, value: Tensor, dims: Mapping[int, str]) -> Cost:
     scale, mask = unweighted(site)
     value = scale_and_mask(value, scale, mask)
-    return Cost(value, value, site["cond_indep_stack"], scale, mask is not None)
+    return Cost(value, site["cond_indep_stack"], scale, mask is not None, dims)
 
 
 def _folds(fn: Any) -> bool:
@@ -126,6 +141,14 @@ def _folds(fn: Any) -> bool:
     transforms = getattr(fn, "transforms", ())
     folds = not all(transform.bijective for transform in transforms)
     return folds or (hasattr(fn, "base_dist") and _folds(fn.base_dist))
+
+
+def _dims_clash(prior: Any, guide: Any) -> bool:
+    """Whether an enumeration dim stands for one site in the model and another in the guide."""
+    symbols = prior.get("dim_to_symbol", {})
+    return any(
+        symbols.get(dim, symbol) != symbol for dim, symbol in guide.get("dim_to_symbol", {}).items()
+    )
 
 
 def _same_plates(prior: Any, guide: Any) -> bool:

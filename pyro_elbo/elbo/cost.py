@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,18 +18,23 @@ class Cost:
     """One additive part of the ELBO, with its sign in it, without the weight.
 
     Args:
-        value: The number, in nats, over the plates of ``stack``.
-        differentiable: What is differentiated; for a reparameterised site the value itself.
+        value: The number, in nats, over the plates of ``stack`` (and the dims of enumeration, left
+            of them); its gradient is the one that the estimator takes at the site itself.
         stack: The plates (Pyro's frames).
         scale: The scale in the value.
         masked: Whether a mask is in the value.
+        dims: The symbols of its dims, where sites are enumerated.
     """
 
     value: Tensor
-    differentiable: Tensor
     stack: tuple[Any, ...]
     scale: Any
     masked: bool
+    dims: Mapping[int, str] = field(default_factory=dict)
+
+    def negated(self) -> Cost:
+        """The same number with the other sign."""
+        return replace(self, value=-self.value)
 
     def atom(self, sign: int = 1) -> Atom:
         """The value, times a sign, as a record that no later change of a parameter reaches."""

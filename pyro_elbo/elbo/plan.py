@@ -21,7 +21,7 @@ class SitePlan:
         role: ``"observed"``, ``"latent"``, ``"joint"``, ``"factor"`` or ``"map"``.
         plates: Names of its plates, left to right.
         beta: Its weight; ``None`` at observed sites.
-        kl: ``"exact"`` or ``"sampled"``; ``None`` at observed sites.
+        kl: ``"exact"``, ``"sampled"`` or ``"enumerated"``; ``None`` at observed sites.
         entropy: The same for the entropy.
         gradient: How its gradient is had.
         why: The reason for the form, in words.
@@ -62,9 +62,10 @@ def plan_of(terms: ELBOTerms) -> Plan:
 
 
 def _site_plan(site: SiteTerms) -> SitePlan:
-    gradient = "direct" if site.beta is None else "pathwise"
     kl, entropy = site.how.get("kl"), site.how.get("log_guide")
-    return SitePlan(site.name, site.role, site.plates, site.beta, kl, entropy, gradient, site.why)
+    return SitePlan(
+        site.name, site.role, site.plates, site.beta, kl, entropy, site.gradient, site.why
+    )
 
 
 def _row(site: SitePlan) -> list[str]:

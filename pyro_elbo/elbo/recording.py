@@ -8,17 +8,36 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..site_terms import SiteTerms
+from ..site_terms import Atom, SiteTerms
 from ..terms import ELBOTerms
 from .costs import SiteCosts
 
-__all__ = ["Particle", "record"]
+__all__ = ["Branch", "Particle", "record"]
+
+_SIGNS = {"log_guide": -1, "log_guide_sample": -1, "kl": -1}
+
+
+class Branch(NamedTuple):
+    """What one trace pair gave.
+
+    Args:
+        sites: The costs by site.
+        surrogate: What is added to the objective for its gradient; 0 in value.
+    """
+
+    sites: Mapping[str, SiteCosts]
+    surrogate: Tensor | None = None
 
 
 class Particle(NamedTuple):
-    """What one trace pair gave: its costs, and the indices of each plate's data."""
+    """What one particle gave.
 
-    costs: Sequence[SiteCosts]
+    Args:
+        branches: One, or one for each combination of values where sites are enumerated in sequence.
+        indices: The indices of each plate's data.
+    """
+
+    branches: Sequence[Branch]
     indices: Mapping[str, Tensor]
 
 
@@ -26,17 +45,41 @@ def record(
     particles: Sequence[Particle], objective: Tensor, default_beta: Any, log_evidence: Tensor | None
 ) -> ELBOTerms:
     """Collect the particles' records site by site; nothing is reduced yet."""
-    by_particle = [{site.name: site for site in particle.costs} for particle in particles]
-    first = {name: site for sites in reversed(by_particle) for name, site in sites.items()}
-    names = dict.fromkeys(name for sites in by_particle for name in sites)
-    sites = {name: _site_terms(first[name], by_particle) for name in names}
+    first = {
+        name: site
+        for particle in reversed(particles)
+        for branch in reversed(particle.branches)
+        for name, site in branch.sites.items()
+    }
+    names = dict.fromkeys(
+        name for particle in particles for branch in particle.branches for name in branch.sites
+    )
+    sites = {name: _site_terms(first[name], particles) for name in names}
     indices = _shared_indices(particles)
     return ELBOTerms(sites, objective.detach(), indices, default_beta, log_evidence)
 
 
-def _site_terms(site: SiteCosts, by_particle: Sequence[Mapping[str, SiteCosts]]) -> SiteTerms:
-    parts = tuple(sites[site.name].parts if site.name in sites else {} for sites in by_particle)
-    return SiteTerms(site.name, site.role, site.beta, site.how, site.why, site.members, parts)
+def _site_terms(site: SiteCosts, particles: Sequence[Particle]) -> SiteTerms:
+    parts = tuple(_atoms(site.name, particle.branches) for particle in particles)
+    return SiteTerms(
+        site.name,
+        site.role,
+        site.beta,
+        site.how,
+        site.why,
+        site.gradient,
+        site.members,
+        parts,
+    )
+
+
+def _atoms(name: str, branches: Sequence[Branch]) -> dict[str, tuple[Atom, ...]]:
+    atoms: dict[str, tuple[Atom, ...]] = {}
+    for site in (branch.sites[name] for branch in branches if name in branch.sites):
+        for part, costs in site.parts.items():
+            new = tuple(cost.atom(_SIGNS.get(part, 1)) for cost in costs)
+            atoms[part] = atoms.get(part, ()) + new
+    return atoms
 
 
 def _shared_indices(particles: Sequence[Particle]) -> dict[str, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, TransformedDistribution
 
 from ..weighting import constrained_name, unweighted
+from .cost import Cost
+from .marginals import Marginal
 
 __all__ = ["LatentSite", "group_latents", "has_base", "same_scale_and_mask"]
 
@@ -27,17 +29,26 @@ class LatentSite:
         role: ``"latent"``, ``"joint"``, ``"map"`` or ``"factor"``.
         prior_sites: The model's sites of the group, by name.
         guide_sites: The guide's sites of the group, by name.
+        marginal: The group of marginalised sites that the latent hangs on in the model, if any;
+            its prior is then not among ``prior_sites``.
     """
 
     name: str
     role: str
     prior_sites: Mapping[str, Any]
     guide_sites: Mapping[str, Any]
+    marginal: Marginal | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the sites of the group, the guide's first."""
-        return tuple(dict.fromkeys([*self.guide_sites, *self.prior_sites]))
+        summed = () if self.marginal is None else self.marginal.enumerated
+        return tuple(dict.fromkeys([*self.guide_sites, *self.prior_sites, *summed]))
+
+    @property
+    def marginal_prior(self) -> tuple[Cost, ...]:
+        """The log prior that is left when the model's enumerated sites are summed out."""
+        return () if self.marginal is None else self.marginal.prior
 
     @cached_property
     def beta(self) -> Any:
@@ -126,22 +137,48 @@ def has_base(fn: Any, kinds: Any) -> bool:
     return False
 
 
-def group_latents(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> Iterator[LatentSite]:
+def group_latents(
+    priors: Mapping[str, Any], guide: Mapping[str, Any], marginals: Sequence[Marginal] = ()
+) -> Iterator[LatentSite]:
     """Group the sites that carry a KL.
 
     An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; a run of any
-    other auxiliary sites and the ``Delta`` sites after it are one joint group.
+    other auxiliary sites and the ``Delta`` sites after it are one joint group, and so are latents
+    that hang on the same marginalised sites.
 
     Args:
         priors: The model's weighed sites by name, in order.
         guide: The guide's weighed sites by name, in order.
+        marginals: The groups of sites that the model marginalises.
     """
     owners = _owners(priors, guide)
-    for name in dict.fromkeys(owners.values()):
-        members = [member for member, owner in owners.items() if owner == name]
+    by_owner = {name: _marginal_of(name, owners, marginals) for name in owners.values()}
+    first: dict[Any, str] = {}
+    for owner, marginal in by_owner.items():
+        first.setdefault(owner if marginal is None else id(marginal), owner)
+    merged = {
+        owner: first[owner if marginal is None else id(marginal)]
+        for owner, marginal in by_owner.items()
+    }
+    for name in dict.fromkeys(merged.values()):
+        members = [member for member, owner in owners.items() if merged[owner] == name]
         on_guide = {member: guide[member] for member in members if member in guide}
         on_model = {member: priors[member] for member in members if member in priors}
-        yield LatentSite(name, _role(name, on_model, on_guide), on_model, on_guide)
+        role = _role(name, on_model, on_guide)
+        if sum(owner == name for owner in merged.values()) > 1:
+            role = "joint"
+        summed = by_owner[name]
+        kept = {n: s for n, s in on_model.items() if summed is None or n not in summed.latents}
+        yield LatentSite(name, role, kept, on_guide, summed)
+
+
+def _marginal_of(
+    owner: str, owners: Mapping[str, str], marginals: Sequence[Marginal]
+) -> Marginal | None:
+    for marginal in marginals:
+        if any(owners[latent] == owner for latent in marginal.latents):
+            return marginal
+    return None
 
 
 def _owners(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> dict[str, str]:

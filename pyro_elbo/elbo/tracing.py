@@ -2,61 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from queue import LifoQueue
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import site_is_subsample
-from pyro.util import check_model_guide_match
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.util import check_model_guide_match, check_traceenum_requirements
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 
-__all__ = ["TracingELBO", "plate_indices", "sample_sites"]
+__all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
+
+Pair = tuple[Any, Any]
 
 
 class TracingELBO(ELBO):
     """A Pyro ELBO that traces and checks, and leaves every log-density to be computed once.
 
-    ``max_plate_nesting``, where it is guessed, belongs to the last (model, guide) pair.
+    It enumerates as soon as a site asks for it. What it learns about a program, its deepest plate
+    (where that is guessed) and whether it enumerates, belongs to the last (model, guide) pair.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._given_nesting = self.max_plate_nesting
-        self._guessed_for: tuple[Any, Any] | None = None
+        self._met: tuple[Any, Any] | None = None
+        self._enumerates = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_guessed_for": None}
+        return {**self.__dict__, "_met": None}
 
-    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        if self._guessed_for != (model, guide):
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
+        for branches in self._get_branches(model, guide, args, kwargs):
+            yield from branches
+
+    def _get_branches(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[list[Pair]]:
+        """For each particle its trace pairs: one, or one for each sequentially enumerated value."""
+        self._meet(model, guide)
+        if self.vectorize_particles:
+            if math.isinf(self.max_plate_nesting):
+                self._guess_max_plate_nesting(model, guide, args, kwargs)
+                self._enumerates = not is_messenger(guide)
+            model, guide = map(self._vectorized_num_particles, (model, guide))
+        for _ in range(1 if self.vectorize_particles else self.num_particles):
+            yield self._run(model, guide, args, kwargs)
+
+    def _meet(self, model: Any, guide: Any) -> None:
+        if self._met != (model, guide):
+            self._met = (model, guide)
             self.max_plate_nesting = self._given_nesting
-            self._guessed_for = (model, guide)
-        return super()._get_traces(model, guide, args, kwargs)
+            self._enumerates = math.isfinite(self._given_nesting) and not is_messenger(guide)
+
+    def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Pair]:
+        if not self._enumerates:
+            pair = self._get_trace(model, guide, args, kwargs)
+            if not _awaits_enumeration(pair):
+                return [pair]
+            self._start_enumerating(guide, pair)
+        branches = list(self._enumerate(model, guide, args, kwargs))
+        self._enumerates = any(map(is_enumerating, branches))
+        return branches
+
+    def _start_enumerating(self, guide: Any, pair: Pair) -> None:
+        self._enumerates = True
+        if is_messenger(guide):
+            name = next(name for trace in pair for name in _awaiting(trace))
+            raise UnsupportedSiteError(
+                name,
+                "it is to be enumerated, and a guide that is a messenger cannot enumerate",
+                "write the guide as a function, or use an AutoGuide such as AutoNormal over "
+                "poutine.block(model, hide=[...])",
+            )
+        if math.isinf(self.max_plate_nesting):
+            stacks = [
+                site["cond_indep_stack"]
+                for trace in pair
+                for site in trace.nodes.values()
+                if site["type"] == "sample"
+            ]
+            dims = [frame.dim for stack in stacks for frame in stack if frame.vectorized]
+            self.max_plate_nesting = -min(dims, default=0)
+
+    def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
+        in_parallel = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        queue: LifoQueue[Any] = LifoQueue()
+        queue.put(poutine.Trace())
+        in_sequence = poutine.queue(
+            in_parallel(guide),
+            queue,
+            escape_fn=iter_discrete_escape,
+            extend_fn=iter_discrete_extend,
+        )
+        enumerated = EnumMessenger()(model)
+        while not queue.empty():
+            yield self._get_trace(enumerated, in_sequence, args, kwargs)
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
-        runner = poutine.unwrap(guide)
-        if isinstance(runner, GuideMessenger):
-            guide(*args, **kwargs)
-            model_trace, guide_trace = runner.get_traces()
-            for name, site in runner.trace.nodes.items():
-                if site_is_subsample(site):
-                    model_trace.nodes[name] = site
-        else:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            replayed = poutine.replay(model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    ) -> Pair:
+        pair = self._trace_pair(model, guide, args, kwargs)
+        if self._enumerates or not _awaits_enumeration(pair):
+            self._check(*pair)
+        return pair
+
+    def _trace_pair(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Pair:
+        return trace_pair(model, guide, args, kwargs)
+
+    def _check(self, model_trace: Any, guide_trace: Any) -> None:
         check_sites(sample_sites(model_trace), sample_sites(guide_trace))
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        return model_trace, guide_trace
+            if is_enumerating((model_trace, guide_trace)):
+                check_traceenum_requirements(model_trace, guide_trace)
+
+
+def trace_pair(model: Any, guide: Any, args: Any, kwargs: Any) -> Pair:
+    """The traces of one run of the guide, and of the model at its samples."""
+    runner = poutine.unwrap(guide)
+    if isinstance(runner, GuideMessenger):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = runner.get_traces()
+        for name, site in runner.trace.nodes.items():
+            if site_is_subsample(site):
+                model_trace.nodes[name] = site
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    return model_trace, guide_trace
+
+
+def is_messenger(guide: Any) -> bool:
+    """Whether a guide runs the model inside its own call."""
+    return isinstance(poutine.unwrap(guide), GuideMessenger)
+
+
+def is_enumerating(pair: Pair) -> bool:
+    """Whether a site of a trace pair was enumerated, in parallel or in sequence."""
+    return any(
+        "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]
+        for trace in pair
+        for site in sample_sites(trace).values()
+    )
+
+
+def _awaits_enumeration(pair: Pair) -> bool:
+    return any(any(_awaiting(trace)) for trace in pair)
+
+
+def _awaiting(trace: Any) -> Iterator[str]:
+    for name, site in sample_sites(trace).items():
+        infer = site["infer"]
+        wanted = infer.get("enumerate") in ("parallel", "sequential") and not site["is_observed"]
+        if wanted and "_enumerate_dim" not in infer and "_enum_total" not in infer:
+            yield name
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
@@ -85,24 +195,14 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
     """Check that guide and model have the same latents.
 
     Raises:
-        ValueError: A latent is on one side only, and not marked as auxiliary; or a name means one
-            thing in the guide and another in the model.
-        UnsupportedSiteError: A site is configured for enumeration.
+        ValueError: A latent is on one side only, and neither marked as auxiliary nor enumerated;
+            a name means one thing in the guide and another in the model; or a factor of the guide
+            does not say whether it comes from reparameterised samples.
+        UnsupportedSiteError: A site is to be enumerated in sequence in the model.
     """
-    for sites in (guide, model):
-        for name, site in sites.items():
-            if site["infer"].get("enumerate") and not site["is_observed"]:
-                raise UnsupportedSiteError(
-                    name,
-                    "it is configured for enumeration",
-                    "train with BetaELBOMixin over pyro.infer.TraceEnum_ELBO",
-                )
     latents = {name for name, site in model.items() if not site["is_observed"]}
     for name in sorted(latents - guide.keys()):
-        raise ValueError(
-            f"the model's latent {name!r} is not sampled by the guide (which samples "
-            f"{sorted(guide)}); sample it in the guide, or observe it in the model (obs=...)"
-        )
+        _check_marginalised(name, model[name], guide)
     for name in sorted(model.keys() & guide.keys() - latents):
         if guide[name]["infer"].get("is_auxiliary"):
             raise ValueError(
@@ -116,3 +216,25 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
                 f"the guide samples {name!r}, which {where}; remove it from the guide, or mark it "
                 "with infer={'is_auxiliary': True} if it is an auxiliary variable"
             )
+        if site_is_factor(site) and "has_rsample" not in vars(site["fn"]):
+            raise ValueError(
+                f"the guide's factor {name!r} does not say where it comes from; pass "
+                "has_rsample=True if it depends on reparameterised samples only, and "
+                "has_rsample=False otherwise"
+            )
+
+
+def _check_marginalised(name: str, site: Any, guide: dict[str, Any]) -> None:
+    if site["infer"].get("_enumerate_dim") is not None:
+        return
+    if site["infer"].get("enumerate") == "sequential":
+        raise UnsupportedSiteError(
+            name,
+            "the model cannot enumerate it in sequence",
+            "use infer={'enumerate': 'parallel'}, or enumerate it in the guide",
+        )
+    raise ValueError(
+        f"the model's latent {name!r} is not sampled by the guide (which samples "
+        f"{sorted(guide)}); sample it in the guide, observe it in the model (obs=...), or sum it "
+        "out with infer={'enumerate': 'parallel'} if it is discrete"
+    )

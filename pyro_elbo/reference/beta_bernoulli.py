@@ -32,23 +32,27 @@ class _Model(PyroModule):
 
 
 class _Guide(PyroModule):
-    def __init__(self) -> None:
+    def __init__(self, reparameterised: bool) -> None:
         super().__init__(unique_name("beta_bernoulli_guide"))
+        self.reparameterised = reparameterised
         self.concentration: Any = PyroParam(torch.tensor([5.0, 2.0]), constraints.positive)
 
     def forward(self, data: Tensor) -> None:
-        pyro.sample("p", dist.Beta(self.concentration[0], self.concentration[1]))
+        beta = dist.Beta(self.concentration[0], self.concentration[1])
+        pyro.sample("p", beta.has_rsample_(self.reparameterised))
 
 
 class BetaBernoulli(ReferenceProblem):
     r"""A coin's probability: :math:`p \sim \mathrm{Beta}(a, b),\ x_n \sim \mathrm{Bernoulli}(p)`.
 
-    The guide, a Beta reparameterised by implicit differentiation, contains the posterior.
+    The guide, a Beta, contains the posterior. Its gradient is that of implicit reparameterisation,
+    or a score-function one.
 
     Args:
         num_data: Number of tosses, all in the plate ``"data"``.
         subsample_size: Size of the minibatches.
         prior: The prior's two concentrations.
+        reparameterised: Whether the guide's samples carry gradients.
         seed: Seed of the data.
 
     Example:
@@ -70,12 +74,13 @@ class BetaBernoulli(ReferenceProblem):
         num_data: int = 6,
         subsample_size: int | None = None,
         prior: tuple[float, float] = (2.0, 3.0),
+        reparameterised: bool = True,
         seed: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.data = torch.rand(num_data, generator=generator).lt(0.6).to(torch.get_default_dtype())
         self.model = _Model(prior, subsample_size)
-        self.guide = _Guide()
+        self.guide = _Guide(reparameterised)
 
     def log_evidence(self) -> Tensor:
         """A ratio of Beta functions."""

@@ -1,0 +1,223 @@
+r"""Guide-side enumeration: every cost as its exact expectation, :math:`\sum_c q(c)\,f(c)`.
+
+Each enumerated site of the guide weighs the costs in its plates, and in plates inside of them, by
+the probability of its value. A site that is sampled once for each value of an enumerated one enters
+the weights by its score. Other sites' scores see the expected costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.ops import packed
+from pyro.ops.rings import LinearRing
+
+from ..errors import UnsupportedSiteError
+from .baselines import Baseline
+from .cost import Cost
+from .costs import SiteCosts
+from .densities import score_function, unscaled_log_prob
+from .symbols import Packed, is_enumerated, ordinal, pack, unpack
+
+__all__ = ["GuideExpectation", "expected_costs"]
+
+
+def expected_costs(sites: Sequence[SiteCosts], guide: Mapping[str, Any]) -> list[SiteCosts]:
+    """The costs as expectations over what the guide enumerates.
+
+    Args:
+        sites: The costs of the sites, with enumerated dims.
+        guide: The guide's sites by name, their dims named.
+
+    Raises:
+        UnsupportedSiteError: A cost breaks the rules of enumeration, or a site that is sampled for
+            each value of an enumerated one asks for a baseline.
+    """
+    expectation = GuideExpectation(guide)
+    enumerated = {name for name, site in guide.items() if is_enumerated(site)}
+    return [_expected(site, expectation, enumerated) for site in sites]
+
+
+def _expected(site: SiteCosts, expectation: GuideExpectation, enumerated: set[str]) -> SiteCosts:
+    changed = site.map(lambda cost: expectation.of(site.name, cost, cost is site.closed))
+    for score in site.scores:
+        if expectation.weighs(score.name) and Baseline.of(score.site) is not None:
+            raise UnsupportedSiteError(
+                score.name,
+                "it has a baseline, and its score is part of an enumeration",
+                "remove the baseline: an exact sum needs none",
+            )
+    scores = tuple(score for score in site.scores if not expectation.weighs(score.name))
+    if not enumerated.intersection(site.members):
+        return replace(changed, scores=scores)
+    how = dict.fromkeys(site.how, "enumerated")
+    return replace(changed, scores=scores, how=how, gradient="enumerated")
+
+
+@dataclass(frozen=True, eq=False)
+class _Factor:
+    """What a guide site weighs the costs in its plates by.
+
+    Args:
+        name: The site.
+        plates: Symbols of its plates.
+        weight: Probability, packed; its gradient is that of the site's density.
+        symbol: The symbol of its own dim, if it has one.
+        total: In how many branches of sequential enumeration the site's other costs are counted.
+    """
+
+    name: str
+    plates: frozenset[str]
+    weight: Packed
+    symbol: str | None
+    total: int
+
+    @property
+    def enumerated_dims(self) -> frozenset[str]:
+        return frozenset(self.weight._pyro_dims) - self.plates
+
+
+class GuideExpectation:
+    """Turns costs into their expectations over the guide's enumerated sites.
+
+    Args:
+        guide: The guide's sites by name, their dims named.
+
+    Law:
+        Value and gradient of an expectation are those of the finite sum.
+
+    References:
+        *DiCE: The Infinitely Differentiable Monte Carlo Estimator* (Foerster et al., 2018),
+        arXiv 1802.05098.
+        *Tensor Variable Elimination for Plated Factor Graphs* (Obermeyer et al., 2019),
+        arXiv 1902.03210.
+    """
+
+    def __init__(self, guide: Mapping[str, Any]) -> None:
+        self._factors = [factor for site in guide.values() for factor in _factors(site)]
+        self._owners = {factor.symbol: factor for factor in self._factors if factor.symbol}
+        self._weights: dict[Any, Packed] = {}
+
+    def weighs(self, name: str) -> bool:
+        """Whether a site's score is part of the weights."""
+        return any(factor.name == name for factor in self._factors)
+
+    def of(self, site: str, cost: Cost, closed: bool = False) -> Cost:
+        """The expectation of a cost, over the plates of its stack.
+
+        Args:
+            site: The site of the cost.
+            cost: The cost, packed or not.
+            closed: Whether the cost is a closed form of the site's own density.
+
+        Raises:
+            UnsupportedSiteError: It depends on an enumerated site inside a plate that it is not in.
+        """
+        if not self._factors:
+            return _unpacked(site, cost)
+        value = (
+            cost.value if hasattr(cost.value, "_pyro_dims") else pack(site, cost.value, cost.dims)
+        )
+        plates = ordinal(cost.stack, cost.dims)
+        self._check_plates(site, value, plates)
+        upstream = [factor for factor in self._factors if factor.plates <= plates]
+        branches = math.prod(f.total for f in self._factors if not f.plates <= plates)
+        factors = _ancestors(upstream, value, site if closed else None)
+        value = self._weigh(value, plates, factors) if factors else value
+        expected = unpack(value, cost.stack, cost.dims)
+        return replace(cost, value=expected / branches if branches != 1 else expected)
+
+    def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
+        for symbol in value._pyro_dims:
+            owner = self._owners.get(symbol)
+            if owner is not None and not owner.plates <= plates:
+                raise UnsupportedSiteError(
+                    site,
+                    f"it depends on the enumerated site {owner.name!r}, which is inside a plate "
+                    "that it is not in, so the sum over values would be one over all entries "
+                    "at once",
+                    f"put it into the plates of {owner.name!r}, or sample {owner.name!r} "
+                    "(without infer={'enumerate': ...}), or use a sequential plate",
+                )
+
+    def _weigh(self, value: Packed, plates: frozenset[str], factors: Sequence[_Factor]) -> Packed:
+        kept = plates | set(value._pyro_dims)
+        key = frozenset(factor.name for factor in factors), kept
+        if key not in self._weights:
+            self._weights[key] = _product([factor.weight for factor in factors], kept)
+        value, weight = packed.broadcast_all(value, self._weights[key])
+        dims = value._pyro_dims
+        product = weight * torch.where(weight > 0, value, value.new_zeros(()))
+        summed = [place for place, symbol in enumerate(dims) if symbol not in plates]
+        result = product.sum(summed) if summed else product
+        result._pyro_dims = "".join(symbol for symbol in dims if symbol in plates)
+        return result
+
+
+def _unpacked(site: str, cost: Cost) -> Cost:
+    if not hasattr(cost.value, "_pyro_dims"):
+        return cost
+    return replace(cost, value=unpack(cost.value, cost.stack, cost.dims))
+
+
+def _factors(site: Any) -> list[_Factor]:
+    infer, dims = site["infer"], site["dim_to_symbol"]
+    plates = ordinal(site["cond_indep_stack"], dims)
+    symbol = dims.get(infer.get("_enumerate_dim"))
+    if infer.get("num_samples") and symbol is not None:
+        return [_Factor(site["name"], plates, _sampled_weight(site, symbol), symbol, 1)]
+    if is_enumerated(site):
+        weight = pack(site["name"], unscaled_log_prob(site).exp(), dims)
+        return [_Factor(site["name"], plates, weight, symbol, infer.get("_enum_total", 1))]
+    score = score_function(site)
+    if score is None:
+        return []
+    weight = pack(site["name"], (score - score.detach()).exp(), dims)
+    factor = _Factor(site["name"], plates, weight, None, 1)
+    return [factor] if factor.enumerated_dims else []
+
+
+def _sampled_weight(site: Any, symbol: str) -> Packed:
+    log_prob = pack(site["name"], unscaled_log_prob(site), site["dim_to_symbol"])
+    plates = ordinal(site["cond_indep_stack"], site["dim_to_symbol"])
+    size = site["infer"]["num_samples"]
+    if set(log_prob._pyro_dims) - plates - {symbol} and not site["infer"].get("expand"):
+        raise UnsupportedSiteError(
+            site["name"],
+            "its num_samples samples are shared by the values of an enumerated parent, each of "
+            "which needs samples of its own",
+            "set infer={'expand': True} beside num_samples",
+        )
+    score = score_function(site)
+    if score is None:
+        weight = log_prob.new_full((size,), 1 / size)
+        weight._pyro_dims = symbol
+    else:
+        weight = pack(site["name"], (score - score.detach()).exp() / size, site["dim_to_symbol"])
+    return weight
+
+
+def _ancestors(upstream: Sequence[_Factor], value: Packed, without: str | None) -> list[_Factor]:
+    """The factors that a cost's expectation needs: the rest sums to 1."""
+    needed = set(value._pyro_dims)
+    chosen = {factor.name: factor for factor in upstream if factor.total > 1}
+    for factor in chosen.values():
+        needed |= factor.enumerated_dims
+    grown = True
+    while grown:
+        grown = False
+        for factor in upstream:
+            own = factor.symbol in needed if factor.symbol else factor.enumerated_dims & needed
+            if own and factor.name not in chosen and factor.name != without:
+                chosen[factor.name] = factor
+                needed |= factor.enumerated_dims
+                grown = True
+    return list(chosen.values())
+
+
+def _product(weights: Sequence[Packed], kept: Set[str]) -> Packed:
+    return LinearRing().sumproduct(weights, set().union(*(w._pyro_dims for w in weights)) - kept)

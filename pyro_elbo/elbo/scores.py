@@ -1,0 +1,84 @@
+r"""Score-function gradients: :math:`E_q[f] \to E_q[f\, \nabla \log q]`, plate by plate.
+
+A site's score multiplies the costs that may depend on its sample, summed to its plates: an entry of
+a plate does not depend on the samples of the other entries. A closed-form cost of the site itself
+is an expectation over the sample, and does not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer.util import MultiFrameTensor
+from torch import Tensor
+
+from .baselines import Baseline
+from .cost import Cost
+from .densities import score_function
+
+__all__ = ["Score", "WeightedCost", "score_surrogate", "scores_of"]
+
+WeightedCost = tuple[Any, Cost]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The score of one guide site.
+
+    Args:
+        site: The traced site.
+        log_prob: The log-density whose gradient is the score, unscaled and unmasked.
+    """
+
+    site: Any
+    log_prob: Tensor
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return str(self.site["name"])
+
+
+def scores_of(sites: Iterable[Any]) -> tuple[Score, ...]:
+    """The scores of those guide sites that are not reparameterised."""
+    scores = ((site, score_function(site)) for site in sites)
+    return tuple(Score(site, score) for site, score in scores if score is not None)
+
+
+def score_surrogate(
+    scores: Sequence[tuple[Score, WeightedCost | None]], costs: Sequence[WeightedCost]
+) -> Tensor:
+    """A sum that is 0, and whose gradient is that of the score functions.
+
+    Args:
+        scores: The scores of the sites that are not reparameterised, each with the closed-form cost
+            of its site, where that has one.
+        costs: All costs with their weights.
+
+    References:
+        *Automated Variational Inference in Probabilistic Programming* (Wingate & Weber, 2013),
+        arXiv 1301.1299.
+        *Black Box Variational Inference* (Ranganath, Gerrish & Blei, 2014), arXiv 1401.0118.
+    """
+    downstream = MultiFrameTensor(*map(_weighted, costs))
+    total: Any = 0.0
+    for score, closed in scores:
+        frames = score.site["cond_indep_stack"]
+        cost = torch.as_tensor(downstream.sum_to(frames), device=score.log_prob.device)
+        if closed is not None:
+            cost = cost - MultiFrameTensor(_weighted(closed)).sum_to(frames)
+        baseline = Baseline.of(score.site)
+        if baseline is not None:
+            cost, loss = baseline.subtract_from(cost)
+            total = total - loss
+        total = total + (cost * score.log_prob).sum()
+    surrogate: Tensor = total - total.detach()
+    return surrogate
+
+
+def _weighted(cost: WeightedCost) -> tuple[tuple[Any, ...], Tensor]:
+    weight, of = cost
+    return of.stack, weight * of.value.detach()

@@ -1,0 +1,97 @@
+"""Names for the dims of an enumerated program: a symbol for each plate and each enumerated site."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyro.ops import packed
+from torch import Tensor
+
+__all__ = [
+    "Packed",
+    "is_enumerated",
+    "name_dims",
+    "ordinal",
+    "pack",
+    "scaled",
+    "unpack",
+    "vectorised",
+]
+
+Packed = Any  # a Tensor whose dims are named by its attribute _pyro_dims
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether a site was enumerated, in parallel or in sequence (and not by ``num_samples``)."""
+    infer = site["infer"]
+    return "_enum_total" in infer or (
+        infer.get("_enumerate_dim") is not None and not infer.get("num_samples")
+    )
+
+
+def name_dims(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
+    """Store in each site a symbol for each of its dims: even ones are plates, odd ones enumerated.
+
+    Args:
+        model: The model's sites by name.
+        guide: The guide's sites by name.
+    """
+    plates: dict[str, str] = {}
+    for site in (*guide.values(), *model.values()):
+        symbols = {}
+        for frame in vectorised(site["cond_indep_stack"]):
+            symbol = plates.setdefault(frame.name, _symbol(2 * len(plates)))
+            symbols[frame.dim] = symbol
+        for dim, number in site["infer"].get("_dim_to_id", {}).items():
+            symbols[dim] = _symbol(2 * number + 1)
+        site["dim_to_symbol"], site["plate_to_symbol"] = symbols, plates
+
+
+def _symbol(number: int) -> str:
+    letters = string.ascii_letters
+    return letters[number] if number < len(letters) else chr(number + 140)
+
+
+def ordinal(stack: Iterable[Any], dims: Mapping[int, str]) -> frozenset[str]:
+    """The symbols of the plates of a stack."""
+    return frozenset(dims[frame.dim] for frame in vectorised(stack))
+
+
+def pack(name: str, value: Tensor, dims: Mapping[int, str]) -> Packed:
+    """Drop the dims of size 1 and name the others.
+
+    Raises:
+        ValueError: A dim belongs to no plate and no enumerated site.
+    """
+    try:
+        return packed.pack(value[...], dims)
+    except ValueError as error:
+        raise ValueError(
+            f"at site {name!r}: the log-density has shape {tuple(value.shape)}, and a dim of it is "
+            "neither a plate's nor an enumerated site's; declare it with pyro.plate, or with "
+            ".to_event()"
+        ) from error
+
+
+def unpack(value: Packed, stack: Iterable[Any], dims: Mapping[int, str]) -> Tensor:
+    """Put a packed tensor back into the dims of its plates."""
+    frames = vectorised(stack)
+    places = {dims[frame.dim]: frame.dim for frame in frames}
+    unpacked: Tensor = packed.unpack(value, places)
+    depth = max((-frame.dim for frame in frames), default=0)
+    missing = depth - unpacked.dim()
+    return unpacked.reshape((1,) * missing + unpacked.shape) if missing > 0 else unpacked
+
+
+def scaled(value: Packed, scale: Any) -> Packed:
+    """A packed tensor times a number."""
+    result = value * scale
+    result._pyro_dims = value._pyro_dims
+    return result
+
+
+def vectorised(stack: Iterable[Any]) -> list[Any]:
+    """The vectorised plates of a stack."""
+    return [frame for frame in stack if frame.vectorized]
