@@ -236,8 +236,8 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
         if type(self).objective is not ViewELBO.objective:
             raise UnsupportedSiteError(
                 site,
-                f"the objective of {type(self).__name__} is one of its own, and this site's "
-                "gradient, which is not pathwise, would be biased",
+                f"{type(self).__name__} has an objective of its own, under which the gradient that "
+                "this site takes would be biased",
                 "use a reparameterised distribution, or enumerate the site in the guide",
             )
 

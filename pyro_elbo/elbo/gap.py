@@ -51,7 +51,8 @@ class TraceGap_ELBO(ViewELBO):
         At ``beta=1`` and the same seed, loss and gradients are those of
         :class:`pyro.infer.Trace_ELBO`, wherever that is right (it leaves guide-only sites and guide
         factors out of the costs of a score). With ``path_derivative=True``, ``beta=1`` and q equal
-        to the posterior, the gradient of what only the guide uses is 0 for every sample.
+        to the posterior, the gradient of what only the guide uses is 0 for every sample (not where
+        a ``Delta`` carries a density that depends on parameters, as in ``AutoStructured``).
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -91,6 +92,11 @@ class TraceGap_ELBO(ViewELBO):
         """Nothing is taken in closed form."""
         return None
 
+    def _why_no_enumeration(self, guide: Any) -> str | None:
+        if self.path_derivative:
+            return "path_derivative needs reparameterised samples; use path_derivative=False"
+        return super()._why_no_enumeration(guide)
+
     def _trace_pair(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if self.path_derivative and torch.is_grad_enabled():
             return pair_at_leaves(model, guide, args, kwargs)
@@ -101,9 +107,10 @@ class TraceGap_ELBO(ViewELBO):
         if not self.path_derivative:
             return branch
         sites = list(branch.sites.values())
-        check_pathwise(sites, sample_sites(guide_trace))
+        guide = sample_sites(guide_trace)
+        check_pathwise(sites, guide)
         surrogate = None
         if torch.is_grad_enabled():
             self._check_affine(next(iter(branch.sites), ""))
             surrogate = path_surrogate(sites, guide_trace)
-        return Branch({site.name: without_scores(site) for site in sites}, surrogate)
+        return Branch({site.name: without_scores(site, guide) for site in sites}, surrogate)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..errors import UnsupportedSiteError
 from .cost import Cost
 from .costs import SiteCosts, weighted_costs
+from .sites import has_base
 from .tracing import is_messenger, sample_sites, trace_pair
 
 __all__ = ["check_pathwise", "pair_at_leaves", "path_surrogate", "without_scores"]
@@ -115,12 +117,17 @@ def path_surrogate(sites: Sequence[SiteCosts], guide_trace: Any) -> Tensor:
     return total - total.detach()
 
 
-def without_scores(site: SiteCosts) -> SiteCosts:
-    """The costs of a site with the guide's density as a number."""
-    guides = {id(cost) for cost in site.parts.get("log_guide", ())}
+def without_scores(site: SiteCosts, guide: Mapping[str, Any]) -> SiteCosts:
+    """The costs of a site with the guide's densities as numbers.
+
+    The density that a ``Delta`` carries for a transform of other samples is no density of its own
+    sample; what it depends on, its gradient keeps.
+    """
+    costs = zip(site.parts.get("log_guide", ()), site.members, strict=False)
+    numbers = {id(cost) for cost, name in costs if not has_base(guide[name]["fn"], Delta)}
 
     def detached(cost: Cost) -> Cost:
-        return replace(cost, value=cost.value.detach()) if id(cost) in guides else cost
+        return replace(cost, value=cost.value.detach()) if id(cost) in numbers else cost
 
     gradient = site.gradient if site.beta is None else "path derivative"
     return replace(site.map(detached), gradient=gradient)

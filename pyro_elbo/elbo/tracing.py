@@ -23,6 +23,7 @@ from ..errors import UnsupportedSiteError
 __all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
 
 Pair = tuple[Any, Any]
+REMEDY = "sample it, without infer={'enumerate': ...}, or use a guide or a loss that can"
 
 
 class TracingELBO(ELBO):
@@ -51,7 +52,7 @@ class TracingELBO(ELBO):
         if self.vectorize_particles:
             if math.isinf(self.max_plate_nesting):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
-                self._enumerates = not is_messenger(guide)
+                self._enumerates = self._why_no_enumeration(guide) is None
             model, guide = map(self._vectorized_num_particles, (model, guide))
         for _ in range(1 if self.vectorize_particles else self.num_particles):
             yield self._run(model, guide, args, kwargs)
@@ -60,7 +61,8 @@ class TracingELBO(ELBO):
         if self._met != (model, guide):
             self._met = (model, guide)
             self.max_plate_nesting = self._given_nesting
-            self._enumerates = math.isfinite(self._given_nesting) and not is_messenger(guide)
+            finite = math.isfinite(self._given_nesting)
+            self._enumerates = finite and self._why_no_enumeration(guide) is None
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Pair]:
         if not self._enumerates:
@@ -72,16 +74,16 @@ class TracingELBO(ELBO):
         self._enumerates = any(map(is_enumerating, branches))
         return branches
 
+    def _why_no_enumeration(self, guide: Any) -> str | None:
+        """Why nothing can be enumerated with this guide, if so."""
+        return "a guide that is a messenger cannot enumerate" if is_messenger(guide) else None
+
     def _start_enumerating(self, guide: Any, pair: Pair) -> None:
-        self._enumerates = True
-        if is_messenger(guide):
+        why = self._why_no_enumeration(guide)
+        if why is not None:
             name = next(name for trace in pair for name in _awaiting(trace))
-            raise UnsupportedSiteError(
-                name,
-                "it is to be enumerated, and a guide that is a messenger cannot enumerate",
-                "write the guide as a function, or use an AutoGuide such as AutoNormal over "
-                "poutine.block(model, hide=[...])",
-            )
+            raise UnsupportedSiteError(name, f"it is to be enumerated, and {why}", REMEDY)
+        self._enumerates = True
         if math.isinf(self.max_plate_nesting):
             stacks = [
                 site["cond_indep_stack"]
