@@ -67,7 +67,7 @@ def choose(site: LatentSite, wanted: Form, order: Order) -> Choice:
     if any(is_enumerated(guide) for guide in site.guide_sites.values()):
         return Choice(None, "the sum over its values is exact")
     if wanted == "kl" and site.marginal is not None:
-        return Choice(None, f"its prior is {site.marginal.why}")
+        return Choice(None, "a marginal prior has no closed form")
     if wanted == "kl" and not site.prior_sites:
         return Choice(None, "it has no prior in the model")
     if site.density is None or (wanted == "kl" and site.prior is None):

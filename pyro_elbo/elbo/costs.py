@@ -146,6 +146,7 @@ def latent_costs(
     elif record_samples:
         parts |= _samples(site, max_plate_nesting)
     scores = scores_of(site.guide_sites.values())
+    prior = "" if site.marginal is None else f"; its prior is {site.marginal.why}"
     return SiteCosts(
         site.name,
         site.role,
@@ -154,7 +155,7 @@ def latent_costs(
         costs,
         parts,
         how,
-        choice.why,
+        choice.why + prior,
         "score function" if scores else "pathwise",
         choice.cost,
         scores,

@@ -1,0 +1,344 @@
+"""Enumerated sites: exact expectations in the guide, exact marginals in the model."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.ops.indexing import Vindex
+from pyro.poutine.guide import GuideMessenger
+from support import LOSSES, assert_close, assert_mean
+
+from pyro_elbo import TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
+
+loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+DATA = torch.tensor([0.3, -1.0, 2.0, 1.5], dtype=torch.float64)
+PARALLEL = {"enumerate": "parallel"}
+
+
+def weights():
+    return pyro.param("weights", torch.tensor([0.2, 0.7])).softmax(-1)
+
+
+def mixture():
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", 4, subsample_size=2) as indices:
+        c = pyro.sample("c", dist.Categorical(weights()), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(Vindex(locs)[..., c], 0.7), obs=DATA[indices])
+
+
+def locs_guide():
+    loc = pyro.param("loc", torch.tensor([0.5, 1.0]))
+    pyro.sample("locs", dist.Normal(loc, pyro.param("scale", torch.tensor(0.4))).to_event(1))
+
+
+def hmm():
+    transition = pyro.param("transition", torch.tensor([[0.3, 1.0], [0.5, -0.2]])).softmax(-1)
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    c = 0
+    for t in pyro.markov(range(4)):
+        c = pyro.sample(f"c{t}", dist.Categorical(transition[c]), infer=PARALLEL)
+        pyro.sample(f"x{t}", dist.Normal(locs[c], 0.7), obs=DATA[t])
+
+
+def hidden_prior(outside=False, mixed=False):
+    """z hangs on c, and x on z (and on c too, where mixed)."""
+
+    def model():
+        if outside:
+            c = pyro.sample("c", dist.Categorical(weights()), infer=PARALLEL)
+        with pyro.plate("data", 4):
+            if not outside:
+                c = pyro.sample("c", dist.Categorical(weights()), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(2.0 * c - 1.0, 1.0))
+            pyro.sample("x", dist.Normal(z + c if mixed else z, 0.7), obs=DATA)
+
+    return model
+
+
+def z_guide():
+    with pyro.plate("data", 4):
+        loc, scale = pyro.param("q", torch.tensor([0.5, 0.4]))
+        pyro.sample("z", dist.Normal(loc, scale))
+
+
+def both_sides():
+    with pyro.plate("data", 4):
+        a = pyro.sample("a", dist.Bernoulli(0.3))
+        c = pyro.sample("c", dist.Categorical(weights()), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(a + c, 0.7), obs=DATA)
+
+
+def a_guide(infer):
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("a", dist.Bernoulli(pyro.param("q", torch.tensor(0.4))), infer=infer)
+
+    return guide
+
+
+def nested():
+    a = pyro.sample("a", dist.Categorical(weights()))
+    with pyro.plate("data", 4):
+        b = pyro.sample("b", dist.Categorical(torch.tensor([[0.5, 0.5], [0.2, 0.8]])[a]))
+        z = pyro.sample("z", dist.Normal(b * 1.0, 1.0))
+        pyro.sample("x", dist.Normal(z + a, 1.0), obs=DATA)
+
+
+def nested_guide(kind_of_a, kind_of_b):
+    def guide():
+        logits = pyro.param("logits", torch.tensor([[0.3, -0.2], [0.6, 0.1]]))
+        a = pyro.sample("a", dist.Categorical(logits=logits[0]), infer={"enumerate": kind_of_a})
+        with pyro.plate("data", 4):
+            b = dist.Categorical(logits=Vindex(logits)[a, :] * DATA[:, None])
+            b = pyro.sample("b", b, infer={"enumerate": kind_of_b})
+            pyro.sample("z", dist.Normal(0.3 + b, 0.5))
+
+    return guide
+
+
+PROGRAMS = {
+    "mixture": (mixture, locs_guide),
+    "hmm": (hmm, locs_guide),
+    "prior": (hidden_prior(), z_guide),
+    "global prior": (hidden_prior(outside=True), z_guide),
+    "prior and likelihood": (hidden_prior(mixed=True), z_guide),
+    "both sides": (both_sides, a_guide(PARALLEL)),
+    "nested parallel": (nested, nested_guide("parallel", "parallel")),
+    "nested sequential": (nested, nested_guide("sequential", "sequential")),
+    "nested parallel in sequential": (nested, nested_guide("sequential", "parallel")),
+    "nested sequential in parallel": (nested, nested_guide("parallel", "sequential")),
+}
+
+
+def evaluate(elbo, model, guide, seed):
+    pyro.clear_param_store()
+    elbo.loss(model, guide)
+    pyro.set_rng_seed(seed)
+    loss = elbo.loss_and_grads(model, guide)
+    return loss, {name: p.grad for name, p in pyro.get_param_store()._params.items()}
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_law_1_the_gap_view_is_traceenum_elbo(name, vectorized):
+    if name == "hmm" and vectorized:
+        pytest.skip("the model indexes with unbatched locations")
+    kwargs = {"num_particles": 2, "vectorize_particles": vectorized}
+    for seed in range(2):
+        loss, grads = evaluate(TraceGap_ELBO(**kwargs), *PROGRAMS[name], seed)
+        expected, expected_grads = evaluate(TraceEnum_ELBO(**kwargs), *PROGRAMS[name], seed)
+        assert loss == pytest.approx(expected, rel=1e-12)
+        for parameter, grad in expected_grads.items():
+            assert_close(grads[parameter], grad, abs(loss))
+
+
+@loss_classes
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("name", [n for n in PROGRAMS if n != "prior and likelihood"])
+def test_the_objective_is_made_of_the_terms(cls, name, beta):
+    terms = cls(beta=beta, num_particles=2).decompose(*PROGRAMS[name])
+    scale = (1 + beta) * (terms.reconstruction.abs() + terms.kl.abs() + terms.entropy.abs())
+    assert_close(terms.objective, terms.reconstruction - beta * terms.kl, scale)
+    assert_close(terms.reconstruction_kl.elbo, terms.joint_entropy.elbo, scale)
+
+
+@loss_classes
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
+def test_beta_weighs_the_marginal_prior_once(cls, outside, beta):
+    """PITFALLS: c -> z with c enumerated by the model, and beta on z."""
+    model = hidden_prior(outside)
+    elbo = cls(beta=beta, max_plate_nesting=1)
+    pyro.set_rng_seed(1)
+    terms = elbo.decompose(model, z_guide)
+    pyro.set_rng_seed(1)
+    z = poutine.trace(z_guide).get_trace().nodes["z"]["value"]
+    components = dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(z[:, None])
+    components = components.sum(0, keepdim=True) if outside else components
+    log_prior = (components + weights().log()).logsumexp(-1).sum()
+    log_likelihood = dist.Normal(z, 0.7).log_prob(DATA).sum()
+    q = dist.Normal(0.5, 0.4)
+    log_guide = q.log_prob(z).sum() if cls is not TraceEntropy_ELBO else -4 * q.entropy()
+    assert_close(terms.expected_log_prior, log_prior, 10.0)
+    assert_close(terms.reconstruction, log_likelihood, 10.0)
+    assert_close(terms.objective, log_likelihood + beta * (log_prior - log_guide), 100.0)
+    site = terms.sites["z"]
+    assert site.how["kl"] == "sampled"
+    assert site.members == ("z", "c")
+    assert "marginalised over c" in site.why
+
+
+def test_a_group_of_latents_and_data_is_split_by_the_chain_rule():
+    model = hidden_prior(mixed=True)
+    pyro.set_rng_seed(1)
+    terms = TraceGap_ELBO(max_plate_nesting=1).decompose(model, z_guide)
+    pyro.set_rng_seed(1)
+    z = poutine.trace(z_guide).get_trace().nodes["z"]["value"]
+    prior = dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(z[:, None]) + weights().log()
+    likelihood = dist.Normal(z[:, None] + torch.tensor([0.0, 1.0]), 0.7).log_prob(DATA[:, None])
+    assert_close(terms.expected_log_prior, prior.logsumexp(-1).sum(), 10.0)
+    joint = (prior + likelihood).logsumexp(-1).sum()
+    assert_close(terms.reconstruction, joint - prior.logsumexp(-1).sum(), 10.0)
+
+
+@loss_classes
+def test_what_cannot_be_weighted_is_refused(cls):
+    model = hidden_prior(mixed=True)
+    with pytest.raises(UnsupportedSiteError, match=r"'c'.*\['z'\].*\['x'\].*weigh \['z'\] by 1"):
+        cls(beta=4.0).loss(model, z_guide)
+    cls(beta={"*": 4.0, "z": 1.0}).loss(model, z_guide)
+    with pytest.raises(ValueError, match="beta names site 'c', which the model marginalises"):
+        cls(beta={"c": 2.0}).loss(mixture, locs_guide)
+
+
+@loss_classes
+def test_enumerated_sites_are_weighted_by_q_and_marked(cls):
+    """PITFALLS: a guide-enumerated site (naive sum 2.31, true 1.25)."""
+    prior, guide = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
+
+    def program(probs, infer=None):
+        return lambda: pyro.sample("c", dist.Categorical(probs), infer=infer)
+
+    for kind in ("parallel", "sequential"):
+        elbo = cls(num_particles=2)
+        terms = elbo.decompose(program(prior), program(guide, {"enumerate": kind}))
+        assert_close(terms.kl, (guide * (guide / prior).log()).sum(), 4.0)
+        assert_close(terms.entropy, -(guide * guide.log()).sum(), 4.0)
+        site = terms.sites["c"]
+        assert set(site.how.values()) == {"enumerated"}
+        assert site.gradient == "enumerated"
+        assert terms.importance_bound.isnan()
+        assert "enumerated" in terms.no_bound
+
+
+@loss_classes
+def test_a_sampled_site_below_an_enumerated_one(cls):
+    logits = torch.tensor([[0.3, -0.4], [0.5, 0.9]], requires_grad=True)
+
+    def model():
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.3)))
+        b = pyro.sample("b", dist.Bernoulli(0.2 + 0.5 * a))
+        pyro.sample("x", dist.Normal(a + 2 * b, 1.0), obs=torch.tensor(1.5))
+
+    def guide():
+        a = pyro.sample("a", dist.Bernoulli(logits=logits[0, 0]), infer=PARALLEL)
+        pyro.sample("b", dist.Bernoulli(logits=Vindex(logits)[1, a.long()]))
+
+    exact = torch.zeros(())
+    for a in torch.tensor([0.0, 1.0]):
+        for b in torch.tensor([0.0, 1.0]):
+            log_q = dist.Bernoulli(logits=logits[0, 0]).log_prob(a)
+            log_q = log_q + dist.Bernoulli(logits=logits[1, a.long()]).log_prob(b)
+            log_p = dist.Bernoulli(torch.tensor(0.3)).log_prob(a)
+            log_p = log_p + dist.Bernoulli(0.2 + 0.5 * a).log_prob(b)
+            log_x = dist.Normal(a + 2 * b, 1.0).log_prob(torch.tensor(1.5))
+            exact = exact + log_q.exp() * (log_x + 4 * (log_p - log_q))
+    (expected,) = torch.autograd.grad(exact, logits)
+    elbo = cls(beta=4.0, num_particles=50, vectorize_particles=True)
+    values, grads = [], []
+    for _ in range(100):
+        loss = elbo.differentiable_loss(model, guide)
+        values.append(-loss.detach())
+        grads.append(-torch.autograd.grad(loss, logits)[0])
+    assert_mean(torch.stack(values), exact.detach())
+    assert_mean(torch.stack(grads), expected)
+
+
+@loss_classes
+def test_local_samples_of_a_guide_site(cls):
+    """Several samples of one site, in parallel: infer={"num_samples": ...}."""
+    loc = torch.tensor(0.4, requires_grad=True)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+
+    def guide():
+        infer = {"enumerate": "parallel", "num_samples": 50}
+        pyro.sample("z", dist.Normal(loc, 0.5), infer=infer)
+
+    exact = dist.Normal(loc, 1.0).log_prob(torch.tensor(2.0)) - 0.125 - 0.5 * loc**2
+    (expected,) = torch.autograd.grad(exact, loc)
+    grads = []
+    for _ in range(100):
+        grads.append(-torch.autograd.grad(cls().differentiable_loss(model, guide), loc)[0])
+    assert_mean(torch.stack(grads), expected)
+
+
+def outside_cost():
+    with pyro.plate("data", 4):
+        a = pyro.sample("a", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(a.sum(-1, keepdim=True), 1.0), obs=torch.tensor(1.0))
+
+
+def different_scales():
+    c = pyro.sample("c", dist.Categorical(weights()), infer=PARALLEL)
+    with poutine.scale(scale=3.0):
+        pyro.sample("x", dist.Normal(c * 1.0, 1.0), obs=torch.tensor(1.0))
+
+
+def sampled_marginal():
+    infer = {"enumerate": "parallel", "num_samples": 5}
+    c = pyro.sample("c", dist.Categorical(weights()), infer=infer)
+    pyro.sample("x", dist.Normal(c * 1.0, 1.0), obs=torch.tensor(1.0))
+
+
+def sequential():
+    pyro.sample("c", dist.Categorical(weights()), infer={"enumerate": "sequential"})
+
+
+def empty():
+    pass
+
+
+class PriorMessenger(GuideMessenger):
+    def get_posterior(self, name, prior):
+        return prior
+
+
+@loss_classes
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (outside_cost, a_guide(PARALLEL), "'x'.*enumerated site 'a'.*plates of 'a'"),
+        (different_scales, empty, "'c'.*need one scale"),
+        (sampled_marginal, empty, "'c'.*num_samples"),
+        (sequential, empty, "'c'.*sequence"),
+    ],
+    ids=["plate", "scales", "samples", "sequential"],
+)
+def test_what_cannot_be_enumerated_is_refused(cls, model, guide, message):
+    with pytest.raises(UnsupportedSiteError, match=message):
+        cls().loss(model, guide)
+
+
+def test_a_messenger_guide_cannot_enumerate():
+    with pytest.raises(UnsupportedSiteError, match="'c'.*messenger"):
+        TraceKL_ELBO().loss(both_sides, PriorMessenger(both_sides))
+
+
+@loss_classes
+def test_an_autoguide_over_the_continuous_sites(cls):
+    pyro.set_rng_seed(0)
+    guide = AutoNormal(poutine.block(mixture, hide=["c"]))
+    cls().loss(mixture, guide)
+    values = []
+    for elbo in (cls(), TraceEnum_ELBO()):
+        pyro.set_rng_seed(2)
+        values.append(torch.stack([torch.tensor(elbo.loss(mixture, guide)) for _ in range(300)]))
+    assert_mean(values[0] - values[1], torch.zeros(()))
+
+
+@loss_classes
+def test_the_nesting_may_be_given_or_found(cls):
+    for kwargs in ({}, {"max_plate_nesting": 1}, {"max_plate_nesting": 3}):
+        elbo = cls(**kwargs)
+        for _ in range(2):
+            assert elbo.decompose(both_sides, a_guide(PARALLEL)).sites["a"].gradient == "enumerated"
+        assert elbo.decompose(both_sides, a_guide({})).sites["a"].gradient == "score function"
