@@ -7,10 +7,11 @@ argument. Scaling one side only is not a weighted KL: the two densities must car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.guide import GuideMessenger
@@ -18,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 __all__ = ["WeightMessenger", "WeightedPrograms", "Weights", "is_zero", "unweighted", "weigh"]
 
@@ -29,6 +31,15 @@ _AUXILIARY_SUFFIX = "_unconstrained"
 def is_zero(weight: Any) -> bool:
     """Whether a weight is the Python number 0 (a tensor never is: its value is not looked at)."""
     return isinstance(weight, (int, float)) and weight == 0
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two scales or two masks are equal."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
 
 
 def constrained_name(name: str) -> str:
@@ -153,6 +164,14 @@ class WeightedPrograms:
                     f"beta: site {name!r} appears on one side only, and the weights differ, so its "
                     f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}"
                 )
+
+    @staticmethod
+    def differing_scales(model_trace: Any, guide_trace: Any) -> Iterator[tuple[str, Any, Any]]:
+        """The latents whose scales differ between the sides, with both scales."""
+        for name, guide in guide_trace.nodes.items():
+            model = model_trace.nodes.get(name, {})
+            if "beta" in guide and "beta" in model and not same(model["scale"], guide["scale"]):
+                yield name, model["scale"], guide["scale"]
 
 
 def weigh(

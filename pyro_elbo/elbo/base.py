@@ -16,7 +16,7 @@ from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
 from ..weighting import WeightedPrograms, is_zero
 from .beta import BetaELBOMixin
-from .closed_forms import Form, Order, choose
+from .closed_forms import Form, choose
 from .costs import (
     SiteCosts,
     latent_costs,
@@ -25,8 +25,10 @@ from .costs import (
     weighted_costs,
     weighted_scores,
 )
+from .dependencies import Order, Parents, Program
 from .expectation import expected_costs
 from .marginals import Marginal, marginals_of
+from .obs_mask import apply_obs_masks
 from .plan import Plan, plan_of
 from .recording import Branch, Particle, record
 from .scores import score_surrogate
@@ -89,7 +91,11 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
             **kwargs,
         )
         self._terms: ELBOTerms | None = None
-        self._warned: set[str] = set()
+
+    def _meet(self, model: Any, guide: Any) -> None:
+        if self._met != (model, guide):
+            self._parents: dict[Any, tuple[Parents, Parents]] = {}
+        super()._meet(model, guide)
 
     def closed_form(self, site: LatentSite) -> Form:
         """Hook: whether a latent's ``"kl"``, its ``"entropy"`` or ``None`` is taken in closed form.
@@ -161,25 +167,28 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
             return plan_of(self._evaluate(model, guide, args, kwargs)[1])
 
     def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
+        program = Program(model, guide, args, kwargs)
         particles = [
-            self._particle(branches) for branches in self._get_branches(model, guide, args, kwargs)
+            self._particle(branches, program)
+            for branches in self._get_branches(model, guide, args, kwargs)
         ]
         objective = self._objective(particles)
         return objective, record(particles, objective, self._weights().default, self.log_evidence)
 
-    def _particle(self, branches: Sequence[tuple[Any, Any]]) -> Particle:
-        costs = [self._branch(*pair) for pair in branches]
+    def _particle(self, branches: Sequence[tuple[Any, Any]], program: Program) -> Particle:
+        costs = [self._branch(*pair, program) for pair in branches]
         model_trace, guide_trace = branches[-1]
         return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
 
-    def _branch(self, model_trace: Any, guide_trace: Any) -> Branch:
+    def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
         model, guide = sample_sites(model_trace), sample_sites(guide_trace)
         if is_enumerating((model_trace, guide_trace)):
             name_dims(model, guide)
             marginals = marginals_of(model, guide, self.max_plate_nesting)
-            sites = expected_costs(self._site_costs(model, guide, marginals), guide)
+            sites = self._site_costs(model, guide, marginals, program)
+            sites = expected_costs(sites, guide)
         else:
-            sites = self._site_costs(model, guide, ())
+            sites = self._site_costs(model, guide, (), program)
         scored = [score.name for site in sites for score in site.scores]
         surrogate = None
         if scored and torch.is_grad_enabled():
@@ -188,21 +197,31 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
         return Branch({site.name: site for site in sites}, surrogate)
 
     def _site_costs(
-        self, model: Mapping[str, Any], guide: Mapping[str, Any], marginals: Sequence[Marginal]
+        self,
+        model: Mapping[str, Any],
+        guide: Mapping[str, Any],
+        marginals: Sequence[Marginal],
+        program: Program,
     ) -> list[SiteCosts]:
         priors = {name: site for name, site in model.items() if "beta" in site}
         guides = {name: site for name, site in guide.items() if "beta" in site}
         summed = {name for marginal in marginals for name in marginal.members}
-        order = Order(list(priors), list(guides))
+        names = tuple(priors), tuple(guides)
+        order = Order(*names, lambda: self._parents_of(names, program))
         sites = [
             observed_costs(name, site, self.max_plate_nesting)
             for name, site in model.items()
             if name not in priors and name not in summed
         ]
         sites += [marginal_costs(marginal, model) for marginal in marginals if marginal.likelihood]
-        return sites + [
-            self._latent(site, order) for site in group_latents(priors, guides, marginals)
-        ]
+        groups = list(group_latents(priors, guides, marginals))
+        apply_obs_masks(groups, model)
+        return sites + [self._latent(site, order) for site in groups]
+
+    def _parents_of(self, structure: Any, program: Program) -> tuple[Parents, Parents]:
+        if structure not in self._parents:
+            self._parents[structure] = program.trace_parents()
+        return self._parents[structure]
 
     def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
         choice = choose(site, self.closed_form(site), order)
@@ -250,11 +269,6 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
                     f"beta names site {name!r}, which the model marginalises, so it has no KL of "
                     "its own; name the latents whose prior it is part of"
                 )
-
-    def _warn_once(self, site: str, what: str) -> None:
-        if site not in self._warned:
-            self._warned.add(site)
-            warnings.warn(f"site {site!r}: {what}", UserWarning, stacklevel=2)
 
     def _checked(self, loss: float) -> float:
         if math.isnan(loss):

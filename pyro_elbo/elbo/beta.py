@@ -3,6 +3,7 @@ r"""The KL weight as a mixin: a schedule, a step count, and the one seam of ever
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -69,6 +70,8 @@ class BetaELBOMixin:
         self._beta = dict(beta) if isinstance(beta, Mapping) else beta
         self._step_count = 0
         self._holding = 0
+        self._compared: set[str] = set()
+        self._warned: set[str] = set()
         self._weights()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -158,7 +161,27 @@ class BetaELBOMixin:
         )
         programs.check(traces[0])
         self._check_marginalised(programs, *traces)
+        self._warn_about_scales(programs, *traces)
         return traces
+
+    def _warn_about_scales(
+        self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
+    ) -> None:
+        if self._compared >= guide_trace.nodes.keys():
+            return
+        self._compared |= guide_trace.nodes.keys()
+        for name, model, guide in programs.differing_scales(model_trace, guide_trace):
+            self._warn_once(
+                name,
+                f"its scale is {model} in the model and {guide} in the guide, so its densities do "
+                "not make a KL; each side keeps its own. Put poutine.scale around both sides, or "
+                "weigh the KL with beta",
+            )
+
+    def _warn_once(self, site: str, what: str) -> None:
+        if site not in self._warned:
+            self._warned.add(site)
+            warnings.warn(f"site {site!r}: {what}", UserWarning, stacklevel=2)
 
     def _check_marginalised(
         self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any

@@ -1,14 +1,13 @@
 r"""Closed-form KLs and entropies, used only where they are right.
 
-An entropy in closed form is always right. A KL in closed form, that of :math:`q(z \mid a)` to
-:math:`p(z \mid b)` given the site's parents, is right where no parent in the model is a descendant
-of the site in the guide: the expectation over the site is then taken with its parents held. The
-order of the sites proves that in most programs.
+An entropy in closed form is always right. A KL in closed form is right where no parent of the site
+in the model is a descendant of it in the guide (the expectation over the site is then taken with
+its parents held), and where both sides have the same plates, scale and mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,26 +19,13 @@ from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
 from ..weighting import unweighted
 from .cost import Cost
-from .sites import LatentSite, has_base, same_scale_and_mask
+from .dependencies import Order
+from .sites import LatentSite, has_base, same_mask, same_scale
 from .symbols import is_enumerated
 
-__all__ = ["Choice", "Form", "Order", "choose", "closed_entropy"]
+__all__ = ["Choice", "Form", "choose", "closed_entropy"]
 
 Form = Literal["kl", "entropy"] | None
-
-
-@dataclass(frozen=True)
-class Order:
-    """The latents in the order in which model and guide sample them."""
-
-    model: Sequence[str]
-    guide: Sequence[str]
-
-    def proves_mean_field(self, prior: str, guide: str) -> bool:
-        """Whether nothing sampled before a site in the model is sampled after it in the guide."""
-        before = self.model[: self.model.index(prior)]
-        after = self.guide[self.guide.index(guide) + 1 :]
-        return set(before).isdisjoint(after)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +72,14 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
     if _dims_clash(prior, guide):
         return Choice(None, "pyro.markov gives one dim two meanings in model and guide")
     if not order.proves_mean_field(prior["name"], guide["name"]):
-        why = "a parent of it in the model is sampled after it in the guide"
+        why = "a parent of it in the model depends on it in the guide"
         return Choice(None, why, warns=True)
-    if not same_scale_and_mask(prior, guide) or not _same_plates(prior, guide):
-        why = "scale, mask or plates differ between model and guide"
-        return Choice(None, why, warns=True)
+    if not _same_plates(prior, guide):
+        return Choice(None, "its plates differ between model and guide", warns=True)
+    if not same_scale(prior, guide):
+        return Choice(None, "its scale differs between model and guide")
+    if not same_mask(prior, guide):
+        return Choice(None, "its mask differs between model and guide", warns=True)
     cost = _closed_kl(site)
     if cost is None:
         return Choice(None, f"{pair} is not registered with torch.distributions")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import ViewELBO
 from .closed_forms import Form
+from .dependencies import Program
 from .path import check_pathwise, pair_at_leaves, path_surrogate, without_scores
 from .recording import Branch
 from .sites import LatentSite
@@ -102,8 +103,8 @@ class TraceGap_ELBO(ViewELBO):
             return pair_at_leaves(model, guide, args, kwargs)
         return super()._trace_pair(model, guide, args, kwargs)
 
-    def _branch(self, model_trace: Any, guide_trace: Any) -> Branch:
-        branch = super()._branch(model_trace, guide_trace)
+    def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
+        branch = super()._branch(model_trace, guide_trace, program)
         if not self.path_derivative:
             return branch
         sites = list(branch.sites.values())

@@ -16,8 +16,9 @@ class TraceKL_ELBO(ViewELBO):
         \mathrm{ELBO} = E_q[\log p(x \mid z)] - \mathrm{KL}(q(z) \,\|\, p(z))
 
     The KL of each latent is taken in closed form where ``torch.distributions`` has one and it is
-    right: no parent of the site in the model is sampled after it in the guide, both sides have the
-    same scale and mask, and no density hides in a ``Delta``. Otherwise it is sampled.
+    right: no parent of the site in the model depends on it in the guide (the order of the sites
+    proves it, or one run of both with tracked values), both sides have the same plates, scale and
+    mask, and no density hides in a ``Delta``. Otherwise it is sampled.
     ``elbo.plan(model, guide)`` says which.
 
     :class:`pyro.infer.TraceMeanField_ELBO` takes it unconditionally, and is wrong on such sites.

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.util import site_is_factor
-from torch import Tensor
 from torch.distributions import ComposeTransform, TransformedDistribution
 
-from ..weighting import constrained_name, unweighted
+from ..weighting import constrained_name, same, unweighted
 from .cost import Cost
 from .marginals import Marginal
 
-__all__ = ["LatentSite", "group_latents", "has_base", "same_scale_and_mask"]
+__all__ = ["LatentSite", "group_latents", "has_base", "same_mask", "same_scale"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,21 +99,19 @@ def _is_copy(site: Any, auxiliary: Any) -> bool:
     return (
         torch.equal(site["value"], auxiliary["value"])
         and not bool(fn.log_density.any())
-        and same_scale_and_mask(site, auxiliary)
+        and same_scale(site, auxiliary)
+        and same_mask(site, auxiliary)
     )
 
 
-def same_scale_and_mask(a: Any, b: Any) -> bool:
-    """Whether two sites have equal scales and masks, their weights left out."""
-    return all(map(_same, unweighted(a), unweighted(b)))
+def same_scale(a: Any, b: Any) -> bool:
+    """Whether two sites have equal scales, their weights left out."""
+    return same(unweighted(a)[0], unweighted(b)[0])
 
 
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
+def same_mask(a: Any, b: Any) -> bool:
+    """Whether two sites have equal masks."""
+    return same(unweighted(a)[1], unweighted(b)[1])
 
 
 def without_identities(fn: Any) -> Any:

@@ -1,0 +1,159 @@
+"""Closed KLs by dependency: what the order does not prove, tracked values decide."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from support import LOSSES, assert_mean
+
+from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO
+
+
+def chain():
+    a = pyro.sample("a", dist.Normal(torch.zeros(()), 1.0))
+    c = pyro.sample("c", dist.Normal(0.5 * a, 1.0))
+    pyro.sample("b", dist.Normal(a + c, 1.0))
+
+
+def mean_field():
+    pyro.sample("b", dist.Normal(torch.ones(()), 0.5))
+    pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+    pyro.sample("a", dist.Normal(-torch.ones(()), 0.4))
+
+
+def reversed_pair():
+    b = pyro.sample("b", dist.Normal(torch.ones(()), 0.5))
+    pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+    pyro.sample("a", dist.Normal(-b, 0.4))
+
+
+def reversed_by_a_point():
+    """The parent is a point that is computed from the child."""
+    b = pyro.sample("b", dist.Normal(torch.ones(()), 0.5))
+    pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+    pyro.sample("a", dist.Delta(b**2))
+
+
+def reversed_by_a_chain():
+    b = pyro.sample("b", dist.Normal(torch.ones(()), 0.5))
+    u = pyro.sample("u", dist.Normal(b, 0.1), infer={"is_auxiliary": True})
+    pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+    pyro.sample("a", dist.Normal(u, 0.4))
+
+
+def in_a_plate():
+    with pyro.plate("data", 3, subsample_size=2):
+        mean_field()
+
+
+def chain_in_a_plate():
+    with pyro.plate("data", 3, subsample_size=2):
+        chain()
+
+
+def untracked(leave):
+    def guide():
+        b = pyro.sample("b", dist.Normal(torch.ones(()), 0.5))
+        pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+        pyro.sample("a", dist.Normal(leave(b), 0.4))
+
+    return guide
+
+
+def written(b):
+    loc = torch.zeros(2)
+    loc[0] = b
+    return loc.sum()
+
+
+def added(b):
+    loc = torch.zeros(())
+    loc.add_(b)
+    return loc
+
+
+LEAVES = {
+    "item": lambda b: b.item(),
+    "numpy": lambda b: torch.as_tensor(b.detach().numpy().copy()),
+    "branch": lambda b: 1.0 if b > 1 else 0.0,
+    "list": lambda b: torch.tensor(b.reshape(1).tolist()).sum(),
+    "tensor": lambda b: torch.tensor(b),
+    "written": written,
+    "added": added,
+}
+
+
+@pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
+@pytest.mark.filterwarnings("ignore:.*copy construct:UserWarning")
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_value_that_leaves_the_tracked_tensors_proves_nothing(name):
+    plan = TraceKL_ELBO().plan(chain, untracked(LEAVES[name]))
+    assert (plan["a"].kl, plan["b"].kl, plan["c"].kl) == ("exact", "sampled", "sampled")
+
+
+CASES = {
+    "mean field": (chain, mean_field, {"a": "exact", "b": "exact", "c": "exact"}),
+    "in a plate": (chain_in_a_plate, in_a_plate, {"a": "exact", "b": "exact", "c": "exact"}),
+    "reversed": (chain, reversed_pair, {"a": "exact", "b": "sampled", "c": "exact"}),
+    "point": (chain, reversed_by_a_point, {"a": "exact", "b": "sampled", "c": "exact"}),
+    "chain": (chain, reversed_by_a_chain, {"a": "exact", "b": "sampled", "c": "exact"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_closed_where_no_parent_depends_on_the_site(name, vectorized):
+    model, guide, how = CASES[name]
+    elbo = TraceKL_ELBO(num_particles=5, vectorize_particles=vectorized)
+    reference = TraceGap_ELBO(num_particles=5, vectorize_particles=vectorized)
+    values = torch.tensor([elbo.loss(model, guide) for _ in range(100)])
+    others = torch.tensor([reference.loss(model, guide) for _ in range(100)])
+    assert_mean(values - others, torch.zeros(()), name)
+    assert {site: elbo.terms.sites[site].how["kl"] for site in how} == how
+    plan = elbo.plan(model, guide)
+    assert all(("depends on it" in plan[site].why) == (how[site] == "sampled") for site in how)
+
+
+def test_the_programs_are_run_once_more_and_the_noise_is_kept():
+    runs = []
+
+    def counted():
+        runs.append(1)
+        mean_field()
+
+    elbo = TraceKL_ELBO()
+    losses = []
+    for _ in range(3):
+        pyro.set_rng_seed(0)
+        losses.append(elbo.loss(chain, counted))
+    assert len(runs) == 4
+    assert len(set(losses)) == 1
+
+
+@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+def test_nothing_is_traced_where_the_order_proves_it(cls):
+    runs = []
+
+    def counted():
+        runs.append(1)
+        chain()
+
+    cls().loss(chain, counted)
+    assert len(runs) == 1
+
+
+def test_a_parameter_of_the_tracked_run_is_not_captured():
+    def guide():
+        loc = pyro.param("loc", torch.tensor(1.0))
+        pyro.sample("b", dist.Normal(loc, 0.5))
+        mean = pyro.sample("c", dist.Normal(loc, 0.7))
+        pyro.sample("a", dist.Normal(0.0 * mean, 0.4))
+
+    with poutine.trace(param_only=True) as captured, pytest.warns(UserWarning, match="'c'"):
+        TraceKL_ELBO().loss_and_grads(chain, guide)
+    assert list(captured.trace.nodes) == ["loc"]
+    assert pyro.get_param_store()._params["loc"].grad is not None
