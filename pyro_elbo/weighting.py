@@ -7,7 +7,7 @@ argument. Scaling one side only is not a weighted KL: the two densities must car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +137,7 @@ def _is_reparameterised(name: str) -> bool:
 
 @dataclass(frozen=True)
 class WeightedPrograms:
-    """A model and a guide under their messengers; :meth:`check` runs after both have run."""
+    """A model and a guide under their messengers; the checks follow after both have run."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
@@ -145,21 +145,32 @@ class WeightedPrograms:
     on_model: WeightMessenger
     on_guide: WeightMessenger
 
-    def check(self, model_trace: Any) -> None:
-        """Check the names of a mapping against the sites that appeared.
+    @property
+    def latents(self) -> set[str]:
+        """Names of the latents that appeared."""
+        return self.on_guide.weighed | self.on_model.weighed | self.on_model.unguided
+
+    def check_known(self, known: Set[str], model_trace: Any) -> None:
+        """Check the names of a mapping against the sites that ever appeared.
 
         Raises:
-            ValueError: A name that no latent has, or a latent whose weight is ambiguous.
+            ValueError: A name that no latent has.
         """
-        latents = self.on_guide.weighed | self.on_model.weighed | self.on_model.unguided
         for name in self.weights.by_site:
-            if name not in latents:
-                raise ValueError(_unknown_name(name, sorted(latents), name in model_trace))
+            if name not in known:
+                raise ValueError(_unknown_name(name, sorted(self.latents), name in model_trace))
+
+    def check_one_sided(self) -> None:
+        """Check that every site that is on one side only has a weight of its own, or of another.
+
+        Raises:
+            ValueError: A weight is ambiguous.
+        """
         if self.weights.equal or self.on_model is self.on_guide:
             return
         for name in sorted(self.on_guide.weighed ^ self.on_model.weighed):
             followed = constrained_name(name)
-            if not self.weights.names(name) and (followed == name or followed not in latents):
+            if not self.weights.names(name) and (followed == name or followed not in self.latents):
                 raise ValueError(
                     f"beta: site {name!r} appears on one side only, and the weights differ, so its "
                     f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}"

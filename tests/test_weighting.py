@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
@@ -471,3 +472,44 @@ def test_constrained_support_is_untouched():
     exact = torch.tensor(math.log(2) + 0.25 / 2 - 0.5)
     for cls in LOSSES:
         assert_mean(losses(cls(), positive, auto), exact)
+
+
+class BetaTrace_ELBO(BetaELBOMixin, Trace_ELBO):
+    pass
+
+
+def come_and_go(every):
+    runs = itertools.count()
+
+    def program(scale):
+        def inner():
+            pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+            if next(runs) // 2 % every == every - 1:
+                pyro.sample("w", dist.Normal(torch.ones(()), scale))
+
+        return inner
+
+    return program(torch.tensor(1.0)), program(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("cls", [TraceKL_ELBO, BetaTrace_ELBO])
+def test_a_weighed_site_may_come_and_go(cls):
+    elbo = cls(beta={"w": 4.0, "*": 0.5})
+    losses = [elbo.loss(*come_and_go(3)) for _ in range(3)]
+    assert all(map(math.isfinite, losses))
+    elbo.loss(*come_and_go(1000))
+
+
+@pytest.mark.parametrize("cls", [TraceKL_ELBO, BetaTrace_ELBO])
+def test_a_weighed_site_that_never_comes_is_an_error(cls):
+    with pytest.raises(ValueError, match="beta names site 'w'.*the latents are: 'z'"):
+        cls(beta={"w": 4.0}).loss(*come_and_go(1000))
+
+
+def test_looking_for_a_site_keeps_the_noise():
+    draws = []
+    for beta in ({"w": 4.0}, {"z": 4.0}):
+        pyro.set_rng_seed(0)
+        BetaTrace_ELBO(beta=beta).loss(*come_and_go(3))
+        draws.append(torch.rand(()))
+    assert draws[0] == draws[1]

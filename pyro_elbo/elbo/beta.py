@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+from pyro import poutine
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
@@ -18,6 +21,7 @@ from .module import BetaELBOModule
 __all__ = ["BetaELBOMixin"]
 
 OTHERS = "*"
+LOOKS = 100
 
 
 class BetaELBOMixin:
@@ -30,13 +34,17 @@ class BetaELBOMixin:
         *args: What the loss takes.
         beta: A number >= 0; a schedule (a callable from the step to such a number); or a mapping
             from latent sites to either, where ``"*"`` names the default of the others (1 if
-            absent). A site's auxiliary (``z_unconstrained``) follows the site.
+            absent). A site's auxiliary (``z_unconstrained``) follows the site. A named site may
+            come and go; one that is not there at the first step is looked for in 100 runs.
         **kwargs: What the loss takes.
 
     Raises:
         ValueError: The weight, now or at a later step, is negative, nan or infinite.
         TypeError: The weight is neither number, schedule nor mapping; or, at class creation, the
             loss is one of Pyro's ``Jit`` losses, which freeze a Python number at its first value.
+
+    At the first step, a ``ValueError`` names a site of the mapping that never appears, and a
+    ``UserWarning`` a latent whose scale differs between model and guide.
 
     A schedule advances by one after ``loss_and_grads`` and after ``forward`` of
     ``elbo(model, guide)`` in train mode with gradients enabled, and nowhere else. Code that calls
@@ -70,6 +78,7 @@ class BetaELBOMixin:
         self._beta = dict(beta) if isinstance(beta, Mapping) else beta
         self._step_count = 0
         self._holding = 0
+        self._known: set[str] = set()
         self._compared: set[str] = set()
         self._warned: set[str] = set()
         self._weights()
@@ -159,10 +168,31 @@ class BetaELBOMixin:
         traces: tuple[Any, Any] = super()._get_trace(  # type: ignore[misc]
             programs.model, programs.guide, args, kwargs
         )
-        programs.check(traces[0])
+        self._known |= programs.latents
+        if not self._known.issuperset(programs.weights.by_site):
+            self._look_for_names(programs.weights, model, guide, args, kwargs)
+        programs.check_known(self._known, traces[0])
+        programs.check_one_sided()
         self._check_marginalised(programs, *traces)
         self._warn_about_scales(programs, *traces)
         return traces
+
+    def _look_for_names(
+        self, weights: Weights, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> None:
+        state = get_rng_state()
+        try:
+            for _ in range(LOOKS):
+                again = weigh(model, guide, weights)
+                with torch.no_grad(), poutine.block():
+                    super()._get_trace(again.model, again.guide, args, kwargs)  # type: ignore[misc]
+                self._known |= again.latents
+                if self._known.issuperset(weights.by_site):
+                    return
+        except Exception:  # the names are then unknown, which is what will be said
+            return
+        finally:
+            set_rng_state(state)
 
     def _warn_about_scales(
         self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
