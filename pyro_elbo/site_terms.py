@@ -24,12 +24,14 @@ class Atom(NamedTuple):
         stack: The plates (Pyro's frames) that it was computed in.
         scale: Its scale: the product of plate scales and the user's.
         masked: Whether it has a mask.
+        event_dim: How many dims on its right are those of one event.
     """
 
     value: Tensor
     stack: tuple[Any, ...]
     scale: Any
     masked: bool
+    event_dim: int = 0
 
     @property
     def frames(self) -> dict[str, Any]:
@@ -43,11 +45,12 @@ class Atom(NamedTuple):
         return self.scale / prod(subsampling(frame) for frame in self.stack)
 
     def laid_out(self, plates: Sequence[str]) -> Tensor:
-        """The value with shape ``(particles, *plates)``, summed over every other dim."""
+        """The value with shape ``(particles, *plates, *event)``, summed over every other dim."""
         frames = self.frames
-        depth = max([self.value.dim(), *(-frame.dim for frame in frames.values())])
+        depth = max([self.value.dim(), *(self.event_dim - frame.dim for frame in frames.values())])
         value = self.value.reshape((1,) * (depth - self.value.dim()) + self.value.shape)
         kept = [frames[name].dim for name in (PARTICLES, *plates) if name in frames]
+        kept = [dim - self.event_dim for dim in kept] + list(range(-self.event_dim, 0))
         summed = [dim for dim in range(-depth, 0) if dim not in kept]
         value = value.sum(summed) if summed else value
         value = value.permute([sorted(kept).index(dim) for dim in kept])
@@ -109,6 +112,21 @@ class SiteTerms:
     def kl(self) -> Tensor:
         """Log guide minus log prior."""
         return self._mean("kl")
+
+    @property
+    def kl_per_dimension(self) -> Tensor:
+        """The KL of each dim of the event, shaped by ``plates`` and the event; it sums to ``kl``.
+
+        Raises:
+            ValueError: The KL was not had in closed form from two independent distributions.
+        """
+        if not all("kl_per_dimension" in parts for parts in self.particles):
+            raise ValueError(
+                f"site {self.name!r} has no KL of each dim: that needs a KL in closed form (as in "
+                "TraceKL_ELBO) of distributions that are independent over the event (.to_event()), "
+                "on both sides"
+            )
+        return self._mean("kl_per_dimension")
 
     @property
     def weighted_kl(self) -> Tensor:

@@ -646,3 +646,30 @@ def test_float32_stays_float32():
     torch.set_default_dtype(torch.float32)
     terms = TraceKL_ELBO(num_particles=2).decompose(model, guide)
     assert terms.elbo.dtype == terms.importance_bound.dtype == torch.float32
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True])])
+def test_the_kl_of_each_dim_of_an_independent_site(vectorized, mask):
+    locs = torch.arange(8.0).reshape(4, 2)
+
+    def program(loc, scale):
+        def inner():
+            with pyro.plate("rows", 6, subsample_size=3), poutine.mask(mask=mask is None or mask):
+                pyro.sample("z", dist.Normal(loc, scale).expand((3, 4, 2)).to_event(2))
+
+        return inner
+
+    elbo = TraceKL_ELBO(beta=2.0, num_particles=2, vectorize_particles=vectorized)
+    terms = elbo.decompose(program(torch.zeros(4, 2), 1.0), program(locs, 0.5))
+    site = terms.sites["z"]
+    exact = 2 * (math.log(2) + (0.25 + locs**2) / 2 - 0.5).expand(3, 4, 2)
+    exact = exact if mask is None else exact * mask[:, None, None]
+    assert_close(site.kl_per_dimension, exact, 100.0)
+    assert_close(site.kl_per_dimension.sum((1, 2)), site.kl, 100.0)
+
+
+@pytest.mark.parametrize("cls", [TraceGap_ELBO, TraceEntropy_ELBO])
+def test_a_sampled_kl_has_no_dims(cls):
+    with pytest.raises(ValueError, match=r"site 'z' has no KL of each dim.*TraceKL_ELBO"):
+        _ = cls().decompose(model, guide).sites["z"].kl_per_dimension

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -14,37 +14,28 @@ from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
-from ..weighting import WeightedPrograms, is_zero
-from .beta import BetaELBOMixin
-from .closed_forms import Form, choose
-from .costs import (
-    SiteCosts,
-    latent_costs,
-    marginal_costs,
-    observed_costs,
-    weighted_costs,
-    weighted_scores,
-)
-from .dependencies import Order, Parents, Program
-from .expectation import expected_costs
-from .marginals import Marginal, marginals_of
-from .obs_mask import apply_obs_masks
+from ..weighting import is_zero
+from .costing import CostingELBO
+from .dependencies import Program
+from .minibatches import MinibatchWatch
 from .plan import Plan, plan_of
-from .recording import Branch, Particle, record
-from .scores import score_surrogate
-from .sites import LatentSite, group_latents
-from .symbols import name_dims
-from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
+from .recording import Particle, record
+from .tracing import sample_sites
 
 __all__ = ["ViewELBO"]
 
 
-class ViewELBO(BetaELBOMixin, TracingELBO):
+class ViewELBO(CostingELBO):
     r"""Base of the losses: :math:`-(E_q[\log p(x \mid z)] - \sum_s \beta_s \mathrm{KL}_s)`.
 
     It traces the guide, replays the model, and turns each site into costs; every term follows from
     the same trace pair. A subclass overrides two hooks, :meth:`closed_form` and :meth:`objective`,
     and nothing else.
+
+    Reparameterised sites of the guide have pathwise gradients; other sites score-function ones,
+    with Pyro's baselines, ``infer={"baseline": {...}}``. A site with ``infer={"enumerate": ...}``
+    is summed out: in the guide as an exact expectation (``"parallel"`` or ``"sequential"``), in the
+    model as an exact marginal (``"parallel"``, the site not in the guide).
 
     Args:
         num_particles: Samples of the guide in one evaluation.
@@ -57,7 +48,7 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
     Raises:
         TypeError: ``num_particles`` is no integer >= 1.
         ValueError: A latent is on one side only, or ``beta`` names an unknown site.
-        UnsupportedSiteError: A guide site is not reparameterised, or a site is to be enumerated.
+        UnsupportedSiteError: A site asks for what would be a wrong number; it says what to change.
 
     Law:
         ``-loss == terms.objective``, and the mean of every term and gradient is its closed form.
@@ -91,18 +82,7 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
             **kwargs,
         )
         self._terms: ELBOTerms | None = None
-
-    def _meet(self, model: Any, guide: Any) -> None:
-        if self._met != (model, guide):
-            self._parents: dict[Any, tuple[Parents, Parents]] = {}
-        super()._meet(model, guide)
-
-    def closed_form(self, site: LatentSite) -> Form:
-        """Hook: whether a latent's ``"kl"``, its ``"entropy"`` or ``None`` is taken in closed form.
-
-        The base takes it where it exists and is right, and the sampled form otherwise.
-        """
-        return None
+        self._minibatches: MinibatchWatch = MinibatchWatch()
 
     def objective(self, reconstruction: Tensor, kl_by_site: Mapping[str, Tensor]) -> Tensor:
         """Hook: what is maximised, from differentiable 0-dim tensors, in nats.
@@ -168,68 +148,23 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
 
     def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
         program = Program(model, guide, args, kwargs)
-        particles = [
-            self._particle(branches, program)
-            for branches in self._get_branches(model, guide, args, kwargs)
-        ]
+        particles: list[Particle] = []
+        for branches in self._get_branches(model, guide, args, kwargs):
+            if not particles and torch.is_grad_enabled() and not self._minibatches.done:
+                self._watch_minibatches(branches[0][0])
+            particles.append(self._particle(branches, program))
         objective = self._objective(particles)
         return objective, record(particles, objective, self._weights().default, self.log_evidence)
 
-    def _particle(self, branches: Sequence[tuple[Any, Any]], program: Program) -> Particle:
-        costs = [self._branch(*pair, program) for pair in branches]
-        model_trace, guide_trace = branches[-1]
-        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
-
-    def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
-        model, guide = sample_sites(model_trace), sample_sites(guide_trace)
-        if is_enumerating((model_trace, guide_trace)):
-            name_dims(model, guide)
-            marginals = marginals_of(model, guide, self.max_plate_nesting)
-            sites = self._site_costs(model, guide, marginals, program)
-            sites = expected_costs(sites, guide)
-        else:
-            sites = self._site_costs(model, guide, (), program)
-        scored = [score.name for site in sites for score in site.scores]
-        surrogate = None
-        if scored and torch.is_grad_enabled():
-            self._check_affine(scored[0])
-            surrogate = score_surrogate(weighted_scores(sites), weighted_costs(sites))
-        return Branch({site.name: site for site in sites}, surrogate)
-
-    def _site_costs(
-        self,
-        model: Mapping[str, Any],
-        guide: Mapping[str, Any],
-        marginals: Sequence[Marginal],
-        program: Program,
-    ) -> list[SiteCosts]:
-        priors = {name: site for name, site in model.items() if "beta" in site}
-        guides = {name: site for name, site in guide.items() if "beta" in site}
-        summed = {name for marginal in marginals for name in marginal.members}
-        names = tuple(priors), tuple(guides)
-        order = Order(*names, lambda: self._parents_of(names, program))
-        sites = [
-            observed_costs(name, site, self.max_plate_nesting)
-            for name, site in model.items()
-            if name not in priors and name not in summed
-        ]
-        sites += [marginal_costs(marginal, model) for marginal in marginals if marginal.likelihood]
-        groups = list(group_latents(priors, guides, marginals))
-        apply_obs_masks(groups, model)
-        return sites + [self._latent(site, order) for site in groups]
-
-    def _parents_of(self, structure: Any, program: Program) -> tuple[Parents, Parents]:
-        if structure not in self._parents:
-            self._parents[structure] = program.trace_parents()
-        return self._parents[structure]
-
-    def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
-        choice = choose(site, self.closed_form(site), order)
-        if choice.warns:
+    def _watch_minibatches(self, model_trace: Any) -> None:
+        for name, plate in self._minibatches.see(sample_sites(model_trace), self._weights()):
             self._warn_once(
-                site.name, f"{choice.why}; its KL is sampled, each side with its own scale and mask"
+                name,
+                f"it is outside of plate {plate!r}, whose data changed from one step to the next "
+                "while the likelihood has no scale, so its KL counts once for each minibatch; use "
+                f"pyro.plate({plate!r}, size=N, subsample_size=B), or poutine.scale(scale=N / B) "
+                f"around the likelihood, or beta={{{name!r}: B / N}}",
             )
-        return latent_costs(site, choice, self.max_plate_nesting, self.num_particles > 1)
 
     def _objective(self, particles: list[Particle]) -> Tensor:
         reconstruction: Any = 0.0
@@ -259,16 +194,6 @@ class ViewELBO(BetaELBOMixin, TracingELBO):
                 "this site takes would be biased",
                 "use a reparameterised distribution, or enumerate the site in the guide",
             )
-
-    def _check_marginalised(
-        self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
-    ) -> None:
-        for name in sample_sites(model_trace).keys() - guide_trace.nodes.keys():
-            if programs.weights.names(name) and "beta" not in model_trace.nodes[name]:
-                raise ValueError(
-                    f"beta names site {name!r}, which the model marginalises, so it has no KL of "
-                    "its own; name the latents whose prior it is part of"
-                )
 
     def _checked(self, loss: float) -> float:
         if math.isnan(loss):

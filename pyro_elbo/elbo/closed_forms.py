@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Delta, Independent, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
@@ -30,11 +30,20 @@ Form = Literal["kl", "entropy"] | None
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The form that was chosen for a latent, its cost, and why; ``warns`` where it may surprise."""
+    """The form that was chosen for a latent.
+
+    Args:
+        form: The form; ``None`` for samples.
+        why: The reason, in words.
+        cost: The closed form, where that was chosen.
+        cost_per_dimension: The closed form of each dim of the event, where it has independent ones.
+        warns: Whether the choice may surprise.
+    """
 
     form: Form
     why: str
     cost: Cost | None = None
+    cost_per_dimension: Cost | None = None
     warns: bool = False
 
 
@@ -80,10 +89,10 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
         return Choice(None, "its scale differs between model and guide")
     if not same_mask(prior, guide):
         return Choice(None, "its mask differs between model and guide", warns=True)
-    cost = _closed_kl(site)
-    if cost is None:
+    costs = _closed_kl(site)
+    if not costs:
         return Choice(None, f"{pair} is not registered with torch.distributions")
-    return Choice("kl", pair, cost)
+    return Choice("kl", pair, costs[0], costs[1] if len(costs) > 1 else None)
 
 
 def _choose_entropy(site: LatentSite) -> Choice:
@@ -93,17 +102,36 @@ def _choose_entropy(site: LatentSite) -> Choice:
     return Choice("entropy", f"H[{_kind(site.guide)}]", cost)
 
 
-def _closed_kl(site: LatentSite) -> Cost | None:
+def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
+    """Minus the KL, and minus that of each dim of the event where both sides factorise over it."""
     guide, prior = site.guide, site.prior["fn"]
+    event_dim = _independent_dims(guide, prior)
     try:
-        kl = kl_divergence(guide, prior)
+        if event_dim:
+            kl_per_dimension = kl_divergence(guide.base_dist, prior.base_dist)
+            kl = sum_rightmost(kl_per_dimension, event_dim)
+        else:
+            kl = kl_divergence(guide, prior)
     except NotImplementedError:
-        return None
+        return ()
     dims = site.prior.get("dim_to_symbol", {}) | site.density.get("dim_to_symbol", {})
     shape = guide.batch_shape
     shape = torch.broadcast_shapes(shape, prior.batch_shape) if dims else shape
-    same_shape = kl.shape == shape and guide.event_shape == prior.event_shape
-    return _cost(site.density, -kl, dims) if same_shape else None
+    if kl.shape != shape or guide.event_shape != prior.event_shape:
+        return ()
+    cost = _cost(site.density, -kl, dims)
+    if not event_dim or dims:
+        return (cost,)
+    return cost, _cost(site.density, -kl_per_dimension, dims, event_dim)
+
+
+def _independent_dims(guide: Any, prior: Any) -> int:
+    """How many dims of the event both sides factorise over; 0 unless those are the whole event."""
+    sides = (guide, prior)
+    if not all(isinstance(fn, Independent) and not fn.base_dist.event_shape for fn in sides):
+        return 0
+    size = int(guide.reinterpreted_batch_ndims)
+    return size if prior.reinterpreted_batch_ndims == size else 0
 
 
 def closed_entropy(site: LatentSite) -> Cost | None:
@@ -117,10 +145,13 @@ def closed_entropy(site: LatentSite) -> Cost | None:
     return _cost(site.density, entropy, site.density.get("dim_to_symbol", {}))
 
 
-def _cost(site: Any, value: Tensor, dims: Mapping[int, str]) -> Cost:
+def _cost(site: Any, value: Tensor, dims: Mapping[int, str], event_dim: int = 0) -> Cost:
     scale, mask = unweighted(site)
-    value = scale_and_mask(value, scale, mask)
-    return Cost(value, site["cond_indep_stack"], scale, mask is not None, dims)
+    on_event = (..., *(None,) * event_dim)
+    mask_of_each = mask[on_event] if isinstance(mask, Tensor) else mask
+    scale_of_each = scale[on_event] if isinstance(scale, Tensor) else scale
+    value = scale_and_mask(value, scale_of_each, mask_of_each)
+    return Cost(value, site["cond_indep_stack"], scale, mask is not None, dims, event_dim)
 
 
 def _folds(fn: Any) -> bool:

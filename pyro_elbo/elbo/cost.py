@@ -24,6 +24,7 @@ class Cost:
         scale: The scale in the value.
         masked: Whether a mask is in the value.
         dims: The symbols of its dims, where sites are enumerated.
+        event_dim: How many dims on its right are those of one event.
     """
 
     value: Tensor
@@ -31,6 +32,7 @@ class Cost:
     scale: Any
     masked: bool
     dims: Mapping[int, str] = field(default_factory=dict)
+    event_dim: int = 0
 
     def negated(self) -> Cost:
         """The same number with the other sign."""
@@ -39,4 +41,5 @@ class Cost:
     def atom(self, sign: int = 1) -> Atom:
         """The value, times a sign, as a record that no later change of a parameter reaches."""
         value = self.value.detach()
-        return Atom(value.clone() if sign == 1 else -value, self.stack, self.scale, self.masked)
+        value = value.clone() if sign == 1 else -value
+        return Atom(value, self.stack, self.scale, self.masked, self.event_dim)

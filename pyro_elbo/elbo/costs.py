@@ -180,6 +180,8 @@ def _closed_kl(site: LatentSite, choice: Choice, max_plate_nesting: float) -> Bu
         guides = (entropy,) if entropy is not None else _log_guides(site, max_plate_nesting)
         log_prior = (*(cost.negated() for cost in guides), choice.cost)
     parts = {"log_guide": guides, "log_prior": log_prior, "kl": (choice.cost,)}
+    if choice.cost_per_dimension is not None:
+        parts["kl_per_dimension"] = (choice.cost_per_dimension,)
     side = "sampled" if entropy is None else "exact"
     return (choice.cost,), parts, {"log_prior": side, "log_guide": side, "kl": "exact"}
 

@@ -14,7 +14,7 @@ from .costs import SiteCosts
 
 __all__ = ["Branch", "Particle", "record"]
 
-_SIGNS = {"log_guide": -1, "log_guide_sample": -1, "kl": -1}
+_SIGNS = {"log_guide": -1, "log_guide_sample": -1, "kl": -1, "kl_per_dimension": -1}
 
 
 class Branch(NamedTuple):

@@ -1,0 +1,120 @@
+"""From a trace pair to costs: every log-density once, in the form that the view wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..weighting import WeightedPrograms
+from .beta import BetaELBOMixin
+from .closed_forms import Form, choose
+from .costs import (
+    SiteCosts,
+    latent_costs,
+    marginal_costs,
+    observed_costs,
+    weighted_costs,
+    weighted_scores,
+)
+from .dependencies import Order, Parents, Program
+from .expectation import expected_costs
+from .marginals import Marginal, marginals_of
+from .obs_mask import apply_obs_masks
+from .recording import Branch, Particle
+from .scores import score_surrogate
+from .sites import LatentSite, group_latents
+from .symbols import name_dims
+from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
+
+__all__ = ["CostingELBO"]
+
+
+class CostingELBO(BetaELBOMixin, TracingELBO):
+    """Turns each trace pair into the costs of its sites, and the surrogate of their scores.
+
+    What the model enumerates is summed out first, then each site's costs are built, then what the
+    guide enumerates is summed out of every cost, then the scores see what is left.
+    """
+
+    def closed_form(self, site: LatentSite) -> Form:
+        """Hook: whether a latent's ``"kl"``, its ``"entropy"`` or ``None`` is taken in closed form.
+
+        The base takes it where it exists and is right, and the sampled form otherwise.
+        """
+        return None
+
+    def _meet(self, model: Any, guide: Any) -> None:
+        if self._met != (model, guide):
+            self._parents: dict[Any, tuple[Parents, Parents]] = {}
+        super()._meet(model, guide)
+
+    def _check_affine(self, site: str) -> None:
+        """Hook: whether the objective weighs its terms by constants, as score functions need."""
+
+    def _particle(self, branches: Sequence[tuple[Any, Any]], program: Program) -> Particle:
+        costs = [self._branch(*pair, program) for pair in branches]
+        model_trace, guide_trace = branches[-1]
+        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
+
+    def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
+        model, guide = sample_sites(model_trace), sample_sites(guide_trace)
+        if is_enumerating((model_trace, guide_trace)):
+            name_dims(model, guide)
+            marginals = marginals_of(model, guide, self.max_plate_nesting)
+            sites = self._site_costs(model, guide, marginals, program)
+            sites = expected_costs(sites, guide)
+        else:
+            sites = self._site_costs(model, guide, (), program)
+        scored = [score.name for site in sites for score in site.scores]
+        surrogate = None
+        if scored and torch.is_grad_enabled():
+            self._check_affine(scored[0])
+            surrogate = score_surrogate(weighted_scores(sites), weighted_costs(sites))
+        return Branch({site.name: site for site in sites}, surrogate)
+
+    def _site_costs(
+        self,
+        model: Mapping[str, Any],
+        guide: Mapping[str, Any],
+        marginals: Sequence[Marginal],
+        program: Program,
+    ) -> list[SiteCosts]:
+        priors = {name: site for name, site in model.items() if "beta" in site}
+        guides = {name: site for name, site in guide.items() if "beta" in site}
+        summed = {name for marginal in marginals for name in marginal.members}
+        names = tuple(priors), tuple(guides)
+        order = Order(*names, lambda: self._parents_of(names, program))
+        sites = [
+            observed_costs(name, site, self.max_plate_nesting)
+            for name, site in model.items()
+            if name not in priors and name not in summed
+        ]
+        sites += [marginal_costs(marginal, model) for marginal in marginals if marginal.likelihood]
+        groups = list(group_latents(priors, guides, marginals))
+        apply_obs_masks(groups, model)
+        return sites + [self._latent(site, order) for site in groups]
+
+    def _parents_of(self, structure: Any, program: Program) -> tuple[Parents, Parents]:
+        if structure not in self._parents:
+            self._parents[structure] = program.trace_parents()
+        return self._parents[structure]
+
+    def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
+        choice = choose(site, self.closed_form(site), order)
+        if choice.warns:
+            self._warn_once(
+                site.name, f"{choice.why}; its KL is sampled, each side with its own scale and mask"
+            )
+        return latent_costs(site, choice, self.max_plate_nesting, self.num_particles > 1)
+
+    def _check_marginalised(
+        self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
+    ) -> None:
+        for name in sample_sites(model_trace).keys() - guide_trace.nodes.keys():
+            if programs.weights.names(name) and "beta" not in model_trace.nodes[name]:
+                raise ValueError(
+                    f"beta names site {name!r}, which the model marginalises, so it has no KL of "
+                    "its own; name the latents whose prior it is part of"
+                )
