@@ -137,9 +137,9 @@ class GuideExpectation:
             if owner is not None and not owner.plates <= plates:
                 raise UnsupportedSiteError(
                     site,
-                    f"it depends on the enumerated site {owner.name!r}, which is inside a plate "
-                    "that it is not in, so the sum over values would be one over all entries "
-                    "at once",
+                    f"its cost depends on the enumerated site {owner.name!r} and is outside of "
+                    "that site's plate (or comes to be, where the model sums out a site outside "
+                    "of it), so the sum over values would be one over all entries at once",
                     f"put it into the plates of {owner.name!r}, or sample {owner.name!r} "
                     "(without infer={'enumerate': ...}), or use a sequential plate",
                 )

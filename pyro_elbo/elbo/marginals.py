@@ -104,11 +104,11 @@ def _groups(
     """The packed log-densities that share an enumerated dim, directly or by others, by site."""
     groups: list[dict[str, Packed]] = []
     for name, site in model.items():
-        log_prob = site["log_prob"] = unscaled_log_prob(site)
+        log_prob = site["log_prob"] = _masked(site)
         if not summed & {symbol for dim, symbol in _symbols(site) if _has(log_prob, dim)}:
             continue
         check_shape(site, max_plate_nesting)
-        term = pack(name, _masked(site, log_prob), site["dim_to_symbol"])
+        term = pack(name, log_prob, site["dim_to_symbol"])
         touched = [_touches(group, summed & set(term._pyro_dims)) for group in groups]
         joined = [member for group in compress(groups, touched) for member in group.items()]
         groups = [group for group, touches in zip(groups, touched, strict=True) if not touches]
@@ -129,7 +129,9 @@ def _has(value: Tensor, dim: int) -> bool:
     return value.dim() >= -dim and value.shape[dim] > 1
 
 
-def _masked(site: Any, log_prob: Tensor) -> Tensor:
+def _masked(site: Any) -> Tensor:
+    """The unscaled log-density; a mask is in it, but for the sites that are summed out."""
+    log_prob = unscaled_log_prob(site)
     if not site["is_observed"] and "beta" not in site:
         return log_prob
     masked: Tensor = scale_and_mask(log_prob, 1.0, unweighted(site)[1])
@@ -212,7 +214,8 @@ def _common_scale(sites: Sequence[Any]) -> Any:
 def _refuse_scales(scales: Mapping[str, Any]) -> None:
     raise UnsupportedSiteError(
         next(iter(scales)),
-        "sites that are marginalised together need one scale, a number, and theirs differ: "
+        "sites that are marginalised together need to share a common poutine.scale, a number, and "
+        "theirs differ: "
         f"{ {name: str(scale) for name, scale in scales.items()} }",
         "put them into the same poutine.scale and the same subsampled plates",
     )

@@ -14,8 +14,8 @@ from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
-from pyro.util import check_model_guide_match, check_traceenum_requirements
+from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
@@ -85,14 +85,7 @@ class TracingELBO(ELBO):
             raise UnsupportedSiteError(name, f"it is to be enumerated, and {why}", REMEDY)
         self._enumerates = True
         if math.isinf(self.max_plate_nesting):
-            stacks = [
-                site["cond_indep_stack"]
-                for trace in pair
-                for site in trace.nodes.values()
-                if site["type"] == "sample"
-            ]
-            dims = [frame.dim for stack in stacks for frame in stack if frame.vectorized]
-            self.max_plate_nesting = -min(dims, default=0)
+            self.max_plate_nesting = max(map(_nesting, pair))
 
     def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
         in_parallel = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
@@ -126,7 +119,9 @@ class TracingELBO(ELBO):
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             if is_enumerating((model_trace, guide_trace)):
-                check_traceenum_requirements(model_trace, guide_trace)
+                check_traceenum_requirements(
+                    *map(prune_subsample_sites, (model_trace, guide_trace))
+                )
 
 
 def trace_pair(model: Any, guide: Any, args: Any, kwargs: Any) -> Pair:
@@ -157,6 +152,19 @@ def is_enumerating(pair: Pair) -> bool:
         for trace in pair
         for site in sample_sites(trace).values()
     )
+
+
+def _nesting(trace: Any) -> int:
+    """The deepest plate of a trace in which nothing was enumerated; checks its shapes."""
+    trace = prune_subsample_sites(trace)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    if is_validation_enabled():
+        with torch.no_grad():
+            trace.compute_log_prob()
+        for site in sites:
+            check_site_shape(site, math.inf)  # type: ignore[arg-type]
+    frames = (frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized)
+    return max((-frame.dim for frame in frames), default=0)
 
 
 def _awaits_enumeration(pair: Pair) -> bool:
@@ -220,7 +228,7 @@ def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:
             )
         if site_is_factor(site) and "has_rsample" not in vars(site["fn"]):
             raise ValueError(
-                f"the guide's factor {name!r} does not say where it comes from; pass "
+                f"the guide's factor {name!r} is missing specification of has_rsample; pass "
                 "has_rsample=True if it depends on reparameterised samples only, and "
                 "has_rsample=False otherwise"
             )
@@ -232,7 +240,7 @@ def _check_marginalised(name: str, site: Any, guide: dict[str, Any]) -> None:
     if site["infer"].get("enumerate") == "sequential":
         raise UnsupportedSiteError(
             name,
-            "the model cannot enumerate it in sequence",
+            "model-side sequential enumeration is not implemented",
             "use infer={'enumerate': 'parallel'}, or enumerate it in the guide",
         )
     raise ValueError(
