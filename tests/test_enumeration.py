@@ -351,9 +351,9 @@ def masked_by_an_enumerated_site(parent):
         locs = pyro.param("locs", torch.tensor([0.0, 1.0, 10.0]))
         with pyro.plate("data", 4, dim=-2):
             c = pyro.sample("c", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])), infer=parent)
-            with pyro.plate("components", 3, dim=-1) as component:
-                with poutine.mask(mask=c == component):
-                    pyro.sample("x", dist.Normal(locs, 1.3), obs=DATA[:, None])
+            components = pyro.plate("components", 3, dim=-1)
+            with components as component, poutine.mask(mask=c == component):
+                pyro.sample("x", dist.Normal(locs, 1.3), obs=DATA[:, None])
 
     return model
 
