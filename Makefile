@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_LAB := $(VENV)/.installed-lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctest check notebooks lab clean
+.PHONY: help demo test lint format doctest check notebooks benchmarks lab clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,9 @@ check: lint doctest  ## Run everything, the slow tests included, with coverage
 
 notebooks: $(INSTALLED)  ## Run the notebooks again and keep their outputs
 	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
+
+benchmarks: $(INSTALLED)  ## Measure the variance of the gradients again, model by model
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) benchmarks/gradient_variance.py $(ARGS)
 
 lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks

@@ -37,6 +37,25 @@ def assert_mean(samples: Tensor, exact: Tensor, what: str = "") -> None:
     )
 
 
+def assert_same_mean(samples: Tensor, others: Tensor, what: str = "") -> None:
+    """Two sets of independent evaluations, over dim 0, have one mean, within the suite's budget.
+
+    Welch's test; entries without spread must be equal to rounding.
+    """
+    level = FAILURE_BUDGET / MAX_COMPARISONS / 2
+    first, second = samples.var(0) / len(samples), others.var(0) / len(others)
+    spread = (first + second).sqrt()
+    freedom = spread**4 / (first**2 / (len(samples) - 1) + second**2 / (len(others) - 1))
+    freedom = freedom.nan_to_num(nan=1.0)
+    threshold = torch.as_tensor(student_t.isf(level, freedom))
+    rounding = 100 * EPS * (samples.abs().amax(0) + others.abs().amax(0))
+    error = (samples.mean(0) - others.mean(0)).abs()
+    bad = error > threshold * spread + rounding
+    assert not bad.any(), (
+        f"{what}: off by {(error / spread)[bad]} standard errors (> {threshold[bad]})"
+    )
+
+
 def assert_close(
     actual: Tensor, expected: Tensor, scale: Tensor | float = 0.0, ulps: int = 64
 ) -> None:

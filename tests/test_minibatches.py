@@ -44,13 +44,6 @@ def train(elbo, *batches, **kwargs):
 
 
 @loss_classes
-def test_minibatches_without_a_scale_are_warned_about_once(cls):
-    (message,) = train(cls(num_particles=2), *DATA.split(5), *DATA.split(5))
-    assert "site 'w': it is outside of plate 'data'" in message
-    assert "subsample_size" in message
-
-
-@loss_classes
 @pytest.mark.parametrize("kwargs", [{"scale": 4.0}, {"size": 20}], ids=["scaled", "subsampled"])
 def test_scaled_minibatches_are_not(cls, kwargs):
     assert not train(cls(), *DATA.split(5), **kwargs)

@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from support import LOSSES, assert_close, assert_mean
 from torch.distributions import kl_divergence
 
-from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
+from pyro_elbo import TraceGap_ELBO, UnsupportedSiteError
 
 loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
 betas = pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
@@ -104,65 +104,6 @@ def test_the_estimators_expectation_is_the_gradient(cls, beta):
     for name, grad in expected.items():
         assert_close(mean[name], grad, 10.0)
         assert grad.any() or (name == "prior" and beta == 0)
-
-
-@loss_classes
-def test_a_guide_only_site_and_a_guide_factor_beside_a_score(cls):
-    """`Trace_ELBO` leaves their log q out of the score's costs."""
-    logit = torch.tensor(0.4, requires_grad=True)
-
-    def model():
-        pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
-
-    def guide(site):
-        z = pyro.sample("z", dist.Bernoulli(logits=logit))
-        if site == "factor":
-            pyro.factor("f", 0.7 * z, has_rsample=True)
-        else:
-            auxiliary = dist.Bernoulli(0.2 + 0.6 * z)
-            pyro.sample("u", auxiliary, infer={"is_auxiliary": True})
-
-    def cost(site, z):
-        log_p = dist.Bernoulli(torch.tensor(0.3)).log_prob(z)
-        log_q = dist.Bernoulli(logits=logit).log_prob(z)
-        rest = 0.7 * z if site == "factor" else -dist.Bernoulli(0.2 + 0.6 * z).entropy()
-        return log_q.exp() * (log_p - log_q - rest)
-
-    for site in ("factor", "auxiliary"):
-        (exact,) = torch.autograd.grad(sum(cost(site, torch.tensor(z)) for z in (0.0, 1.0)), logit)
-        elbo = cls(num_particles=100, vectorize_particles=True)
-        grads = []
-        for _ in range(100):
-            loss = elbo.differentiable_loss(model, lambda s=site: guide(s))
-            grads.append(-torch.autograd.grad(loss, logit)[0])
-        assert_mean(torch.stack(grads), exact)
-
-
-@loss_classes
-@pytest.mark.parametrize("validation", [True, False])
-def test_closed_forms_keep_the_score_of_the_reconstruction(cls, validation):
-    pyro.enable_validation(validation)
-    logit = torch.tensor(0.4, requires_grad=True)
-
-    def model():
-        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
-
-    def guide():
-        pyro.sample("z", dist.Bernoulli(logits=logit))
-
-    elbo = cls(num_particles=50, vectorize_particles=True)
-    grads = []
-    for _ in range(100):
-        grads.append(-torch.autograd.grad(elbo.differentiable_loss(model, guide), logit)[0])
-    q = dist.Bernoulli(logits=logit)
-    difference = 0.5 * (2.0**2 - 1.0**2)
-    exact = q.probs * difference - kl_divergence(q, dist.Bernoulli(torch.tensor(0.3)))
-    assert_mean(torch.stack(grads), torch.autograd.grad(exact, logit)[0])
-    plan = elbo.plan(model, guide)["z"]
-    assert plan.gradient == "score function"
-    assert plan.kl == ("exact" if cls is TraceKL_ELBO else "sampled")
-    assert plan.entropy == ("sampled" if cls is TraceGap_ELBO else "exact")
 
 
 @loss_classes

@@ -245,16 +245,20 @@ def weight_at(value: Any, step: int, name: str) -> float:
 
 
 def check_marginalised(programs: WeightedPrograms, model_trace: Any, guide_trace: Any) -> None:
-    """Refuse a weight on sites that the loss marginalises on the model's side.
+    """Refuse latents that the guide lacks, but for those that the loss marginalises unweighted.
 
     Raises:
-        UnsupportedSiteError: Such a site's weight is not 1.
+        ValueError: The loss does not marginalise such a site.
+        UnsupportedSiteError: It does, and the site's weight is not 1.
     """
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or name in guide_trace.nodes:
-            continue
-        enumerated = site["infer"].get("_enumerate_dim") is not None
-        if enumerated and programs.weights.of(name) != 1.0:
+    for name in sorted(programs.on_model.unguided - guide_trace.nodes.keys()):
+        if model_trace.nodes[name]["infer"].get("_enumerate_dim") is None:
+            raise ValueError(
+                f"the model's latent {name!r} is not sampled by the guide, and this loss does not "
+                "enumerate it; sample it in the guide, or use a loss that enumerates, such as "
+                "those of this package"
+            )
+        if programs.weights.of(name) != 1.0:
             raise UnsupportedSiteError(
                 name,
                 "the model marginalises it, so its prior cannot be weighted by beta != 1",

@@ -115,12 +115,13 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
     except NotImplementedError:
         return ()
     dims = site.prior.get("dim_to_symbol", {}) | site.density.get("dim_to_symbol", {})
+    enumerating = "dim_to_symbol" in site.density
     shape = guide.batch_shape
-    shape = torch.broadcast_shapes(shape, prior.batch_shape) if dims else shape
+    shape = torch.broadcast_shapes(shape, prior.batch_shape) if enumerating else shape
     if kl.shape != shape or guide.event_shape != prior.event_shape:
         return ()
     cost = _cost(site.density, -kl, dims)
-    if not event_dim or dims:
+    if not event_dim or enumerating:
         return (cost,)
     return cost, _cost(site.density, -kl_per_dimension, dims, event_dim)
 
