@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PARTICLES", "Atom", "SiteTerms"]
+__all__ = ["PARTICLES", "Atom", "SiteTerms", "Sites"]
 
 PARTICLES = "num_particles_vectorized"
 
@@ -194,3 +194,16 @@ class SiteTerms:
                 "read the totals, or evaluate with num_particles=1"
             )
         return self.per_particle(part, self.plates).mean(0)
+
+
+class Sites(dict[str, SiteTerms]):
+    """The terms of each site by name; a member of a group is found at the group's name only."""
+
+    def __missing__(self, name: str) -> SiteTerms:
+        for site in self.values():
+            if name in site.members:
+                raise KeyError(
+                    f"site {name!r} has no terms of its own: it is part of {site.name!r} "
+                    f"({', '.join(site.members)})"
+                )
+        raise KeyError(f"no site {name!r}; the sites are {list(self)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .terms import ELBOTerms
 
-__all__ = ["table", "terms_table"]
+__all__ = ["group_name", "table", "terms_table"]
 
 _ROWS = {
     "elbo": "ELBO",
@@ -35,6 +35,13 @@ def table(rows: Sequence[Sequence[str]], text: Sequence[str] = _TEXT_COLUMNS) ->
     )
 
 
+def group_name(name: str, members: Sequence[str], shown: int = 3) -> str:
+    """A site's name, and the other members of its group where it has some (not its auxiliary)."""
+    others = [member for member in members if member not in (name, f"{name}_unconstrained")]
+    more = [f"+{len(others) - shown}"] if len(others) > shown else []
+    return f"{name} ({', '.join([*others[:shown], *more])})" if others else name
+
+
 def terms_table(terms: ELBOTerms) -> str:
     """Totals, per datum where all observed sites share one plate, then a row for each site."""
     size = _num_data(terms)
@@ -49,7 +56,7 @@ def terms_table(terms: ELBOTerms) -> str:
 
 
 def _term_row(terms: ELBOTerms, name: str, size: int) -> list[str]:
-    label, value = _ROWS[name], float(getattr(terms, name))
+    label, value = _ROWS[name], float(getattr(terms, name)) + 0.0
     row = [f"{label} (beta = {_betas(terms)})" if name == "weighted_kl" else label]
     row += [f"{value:,.3f}"]
     if terms.num_particles > 1:
@@ -65,7 +72,7 @@ def _site_row(site: Any) -> list[str]:
     )
     latent = site.beta is not None
     return [
-        site.name,
+        group_name(site.name, site.members),
         site.role,
         ", ".join(site.plates) or "-",
         f"{float(site.beta):g}" if latent else "-",

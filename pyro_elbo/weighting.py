@@ -173,7 +173,9 @@ class WeightedPrograms:
             if not self.weights.names(name) and (followed == name or followed not in self.latents):
                 raise ValueError(
                     f"beta: site {name!r} appears on one side only, and the weights differ, so its "
-                    f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}"
+                    f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}. If it "
+                    "holds the joint density of several latents, they have one weight with it; a "
+                    "guide with a site for each latent, such as AutoNormal, takes any weights"
                 )
 
     @staticmethod

@@ -50,7 +50,9 @@ class Baseline:
         Raises:
             ValueError: An option is unknown, or two of them exclude each other.
         """
-        name, options = site["name"], dict(site["infer"].get("baseline") or {})
+        if not site["infer"].get("baseline"):
+            return None
+        name, options = site["name"], dict(site["infer"]["baseline"])
         unknown = options.keys() - cls.__dataclass_fields__.keys() | (options.keys() & {"site"})
         if unknown:
             raise ValueError(

@@ -121,7 +121,7 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
     if kl.shape != shape or guide.event_shape != prior.event_shape:
         return ()
     cost = _cost(site.density, -kl, dims)
-    if not event_dim or enumerating:
+    if not event_dim:
         return (cost,)
     return cost, _cost(site.density, -kl_per_dimension, dims, event_dim)
 

@@ -36,7 +36,10 @@ class Cost:
 
     def negated(self) -> Cost:
         """The same number with the other sign."""
-        return replace(self, value=-self.value)
+        value: Any = -self.value
+        if hasattr(self.value, "_pyro_dims"):
+            value._pyro_dims = self.value._pyro_dims
+        return replace(self, value=value)
 
     def atom(self, sign: int = 1) -> Atom:
         """The value, times a sign, as a record that no later change of a parameter reaches."""

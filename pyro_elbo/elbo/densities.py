@@ -62,7 +62,8 @@ def check_shape(site: Any, max_plate_nesting: Any) -> None:
         ValueError: It does not, and validation is on.
     """
     if is_validation_enabled():
-        check_site_shape(site, max_plate_nesting)
+        without_dims: Any = {**site, "infer": {}}
+        check_site_shape(without_dims, max_plate_nesting)
 
 
 def _score_parts(site: Any) -> ScoreParts:

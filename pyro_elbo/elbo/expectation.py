@@ -8,6 +8,7 @@ the weights by its score. Other sites' scores see the expected costs.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,18 +118,19 @@ class GuideExpectation:
         Raises:
             UnsupportedSiteError: It depends on an enumerated site inside a plate that it is not in.
         """
-        if not self._factors:
-            return _unpacked(site, cost)
-        value = (
-            cost.value if hasattr(cost.value, "_pyro_dims") else pack(site, cost.value, cost.dims)
-        )
+        places = _places(cost)
+        value: Packed = cost.value
+        if not hasattr(value, "_pyro_dims"):
+            if not self._factors:
+                return cost
+            value = pack(site, value, _dims(cost))
         plates = ordinal(cost.stack, cost.dims)
         self._check_plates(site, value, plates)
         upstream = [factor for factor in self._factors if factor.plates <= plates]
         branches = math.prod(f.total for f in self._factors if not f.plates <= plates)
         factors = _ancestors(upstream, value, site if closed else None)
-        value = self._weigh(value, plates, factors) if factors else value
-        expected = unpack(value, cost.stack, cost.dims)
+        value = self._weigh(value, places.keys(), factors) if factors else value
+        expected = unpack(value, places)
         return replace(cost, value=expected / branches if branches != 1 else expected)
 
     def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
@@ -144,24 +146,31 @@ class GuideExpectation:
                     "(without infer={'enumerate': ...}), or use a sequential plate",
                 )
 
-    def _weigh(self, value: Packed, plates: frozenset[str], factors: Sequence[_Factor]) -> Packed:
-        kept = plates | set(value._pyro_dims)
+    def _weigh(self, value: Packed, stays: Set[str], factors: Sequence[_Factor]) -> Packed:
+        kept = frozenset(stays | set(value._pyro_dims))
         key = frozenset(factor.name for factor in factors), kept
         if key not in self._weights:
             self._weights[key] = _product([factor.weight for factor in factors], kept)
         value, weight = packed.broadcast_all(value, self._weights[key])
         dims = value._pyro_dims
         product = weight * torch.where(weight > 0, value, value.new_zeros(()))
-        summed = [place for place, symbol in enumerate(dims) if symbol not in plates]
+        summed = [place for place, symbol in enumerate(dims) if symbol not in stays]
         result = product.sum(summed) if summed else product
-        result._pyro_dims = "".join(symbol for symbol in dims if symbol in plates)
+        result._pyro_dims = "".join(symbol for symbol in dims if symbol in stays)
         return result
 
 
-def _unpacked(site: str, cost: Cost) -> Cost:
-    if not hasattr(cost.value, "_pyro_dims"):
-        return cost
-    return replace(cost, value=unpack(cost.value, cost.stack, cost.dims))
+def _dims(cost: Cost) -> dict[int, str]:
+    """The symbol of every dim of a cost's value, those of an event included."""
+    event = {dim: chr(sys.maxunicode + 1 + dim) for dim in range(-cost.event_dim, 0)}
+    return {dim - cost.event_dim: symbol for dim, symbol in cost.dims.items()} | event
+
+
+def _places(cost: Cost) -> dict[str, int]:
+    """Where the symbols that an expectation keeps have their dims: plates and the event."""
+    plates = ordinal(cost.stack, cost.dims)
+    event = range(-cost.event_dim, 0)
+    return {symbol: dim for dim, symbol in _dims(cost).items() if symbol in plates or dim in event}
 
 
 def _factors(site: Any) -> list[_Factor]:

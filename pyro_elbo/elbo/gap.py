@@ -93,10 +93,10 @@ class TraceGap_ELBO(ViewELBO):
         """Nothing is taken in closed form."""
         return None
 
-    def _why_no_enumeration(self, guide: Any) -> str | None:
-        if self.path_derivative:
-            return "path_derivative needs reparameterised samples; use path_derivative=False"
-        return super()._why_no_enumeration(guide)
+    def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        if not self.path_derivative:
+            return super()._enumerate(model, guide, args, kwargs)
+        return [self._get_trace(*self._in_parallel(model, guide), args, kwargs)]
 
     def _trace_pair(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if self.path_derivative and torch.is_grad_enabled():

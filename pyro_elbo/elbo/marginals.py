@@ -150,6 +150,7 @@ def _marginal(
     observed = tuple(name for name in names if name not in guide and name not in enumerated)
     sites = [model[name] for name in names]
     joint = _contract(sites, terms, enumerated.values())
+    _refuse_sequences(sites, joint, summed[0], guide)
     if not latents:
         return Marginal(summed, latents, observed, (), joint)
     if not observed:
@@ -159,6 +160,25 @@ def _marginal(
     prior = _contract(on_latents, terms, enumerated.values())
     likelihood = (*joint, *(cost.negated() for cost in prior))
     return Marginal(summed, latents, observed, prior, likelihood)
+
+
+def _refuse_sequences(
+    sites: Sequence[Any], joint: Sequence[Cost], summed: str, guide: Mapping[str, Any]
+) -> None:
+    """Sequential enumeration gives all entries of a plate one value: no sum may couple them."""
+    inside = [ordinal(site["cond_indep_stack"], site["dim_to_symbol"]) for site in sites]
+    outside = [ordinal(cost.stack, cost.dims) for cost in joint]
+    for name, site in guide.items():
+        plates = ordinal(site["cond_indep_stack"], site["dim_to_symbol"])
+        coupled = any(plates <= deep for deep in inside) and not all(plates <= o for o in outside)
+        if site["infer"].get("_enum_total", 1) > 1 and coupled:
+            raise UnsupportedSiteError(
+                name,
+                f"it is enumerated in sequence, inside a plate over which the model sums out "
+                f"{summed!r}, so the entries of the plate would share its value",
+                f"sample {name!r} (without infer={{'enumerate': ...}}), put {summed!r} into its "
+                "plates, or use a sequential plate",
+            )
 
 
 def _refuse_weights(

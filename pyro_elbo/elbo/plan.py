@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..site_terms import SiteTerms
-from ..tables import table
+from ..tables import group_name, table
 from ..terms import ELBOTerms
 
 __all__ = ["Plan", "SitePlan", "plan_of"]
@@ -25,6 +25,7 @@ class SitePlan:
         entropy: The same for the entropy.
         gradient: How its gradient is had.
         why: The reason for the form, in words.
+        members: The sites of the group.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SitePlan:
     entropy: str | None
     gradient: str
     why: str
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Plan:
     sites: tuple[SitePlan, ...]
 
     def __getitem__(self, name: str) -> SitePlan:
-        """The plan of a site.
+        """The plan of a site, or of the group that it is a member of.
 
         Raises:
             KeyError: No such site.
         """
-        return {site.name: site for site in self.sites}[name]
+        for site in self.sites:
+            if name == site.name or name in site.members:
+                return site
+        raise KeyError(f"no site {name!r}; the sites are {[site.name for site in self.sites]}")
 
     def __str__(self) -> str:
         head = ["site", "role", "plates", "beta", "KL", "entropy", "gradient", "why"]
@@ -64,7 +69,15 @@ def plan_of(terms: ELBOTerms) -> Plan:
 def _site_plan(site: SiteTerms) -> SitePlan:
     kl, entropy = site.how.get("kl"), site.how.get("log_guide")
     return SitePlan(
-        site.name, site.role, site.plates, site.beta, kl, entropy, site.gradient, site.why
+        site.name,
+        site.role,
+        site.plates,
+        site.beta,
+        kl,
+        entropy,
+        site.gradient,
+        site.why,
+        site.members,
     )
 
 
@@ -72,4 +85,12 @@ def _row(site: SitePlan) -> list[str]:
     beta = "-" if site.beta is None else f"{float(site.beta):g}"
     plates = ", ".join(site.plates) or "-"
     how = [site.kl or "-", site.entropy or "-"]
-    return [site.name, site.role, plates, beta, *how, site.gradient, site.why]
+    return [
+        group_name(site.name, site.members),
+        site.role,
+        plates,
+        beta,
+        *how,
+        site.gradient,
+        site.why,
+    ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..site_terms import Atom, SiteTerms
+from ..site_terms import Atom, Sites, SiteTerms
 from ..terms import ELBOTerms
 from .costs import SiteCosts
 
@@ -54,7 +54,7 @@ def record(
     names = dict.fromkeys(
         name for particle in particles for branch in particle.branches for name in branch.sites
     )
-    sites = {name: _site_terms(first[name], particles) for name in names}
+    sites = Sites({name: _site_terms(first[name], particles) for name in names})
     indices = _shared_indices(particles)
     return ELBOTerms(sites, objective.detach(), indices, default_beta, log_evidence)
 

@@ -64,10 +64,13 @@ def score_surrogate(
         *Black Box Variational Inference* (Ranganath, Gerrish & Blei, 2014), arXiv 1401.0118.
     """
     downstream = MultiFrameTensor(*map(_weighted, costs))
+    sums: dict[Any, Tensor] = {}
     total: Any = 0.0
     for score, closed in scores:
         frames = score.site["cond_indep_stack"]
-        cost = torch.as_tensor(downstream.sum_to(frames), device=score.log_prob.device)
+        if frames not in sums:
+            sums[frames] = torch.as_tensor(downstream.sum_to(frames), device=score.log_prob.device)
+        cost = sums[frames]
         if closed is not None:
             cost = cost - MultiFrameTensor(_weighted(closed)).sum_to(frames)
         baseline = Baseline.of(score.site)
@@ -81,4 +84,5 @@ def score_surrogate(
 
 def _weighted(cost: WeightedCost) -> tuple[tuple[Any, ...], Tensor]:
     weight, of = cost
-    return of.stack, weight * of.value.detach()
+    value = of.value.detach()
+    return of.stack, value if isinstance(weight, float) and weight == 1.0 else weight * value

@@ -9,6 +9,8 @@ from typing import Any
 from pyro.ops import packed
 from torch import Tensor
 
+from ..errors import UnsupportedSiteError
+
 __all__ = [
     "Packed",
     "is_enumerated",
@@ -40,6 +42,13 @@ def name_dims(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
     """
     plates: dict[str, str] = {}
     for site in (*guide.values(), *model.values()):
+        if site["infer"].get("_dims_clash"):
+            raise UnsupportedSiteError(
+                site["name"],
+                "pyro.markov in the model reaches back further than in the guide, where a dim of "
+                "enumeration was given to another site by then",
+                "raise history= of pyro.markov in the guide",
+            )
         symbols = {}
         for frame in vectorised(site["cond_indep_stack"]):
             symbol = plates.setdefault(frame.name, _symbol(2 * len(plates)))
@@ -75,13 +84,15 @@ def pack(name: str, value: Tensor, dims: Mapping[int, str]) -> Packed:
         ) from error
 
 
-def unpack(value: Packed, stack: Iterable[Any], dims: Mapping[int, str]) -> Tensor:
-    """Put a packed tensor back into the dims of its plates."""
-    frames = vectorised(stack)
-    places = {dims[frame.dim]: frame.dim for frame in frames}
+def unpack(value: Packed, places: Mapping[str, int]) -> Tensor:
+    """Put a packed tensor back into dims, those that it lacks with size 1.
+
+    Args:
+        value: The packed tensor.
+        places: The dim of each symbol, counted from the right.
+    """
     unpacked: Tensor = packed.unpack(value, places)
-    depth = max((-frame.dim for frame in frames), default=0)
-    missing = depth - unpacked.dim()
+    missing = -min(places.values(), default=0) - unpacked.dim()
     return unpacked.reshape((1,) * missing + unpacked.shape) if missing > 0 else unpacked
 
 

@@ -12,13 +12,13 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from .dims import DimMessenger
 
 __all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
 
@@ -88,18 +88,19 @@ class TracingELBO(ELBO):
             self.max_plate_nesting = max(map(_nesting, pair))
 
     def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
-        in_parallel = EnumMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        model, guide = self._in_parallel(model, guide)
         queue: LifoQueue[Any] = LifoQueue()
         queue.put(poutine.Trace())
-        in_sequence = poutine.queue(
-            in_parallel(guide),
-            queue,
-            escape_fn=iter_discrete_escape,
-            extend_fn=iter_discrete_extend,
+        guide = poutine.queue(
+            guide, queue, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend
         )
-        enumerated = EnumMessenger()(model)
         while not queue.empty():
-            yield self._get_trace(enumerated, in_sequence, args, kwargs)
+            yield self._get_trace(model, guide, args, kwargs)
+
+    def _in_parallel(self, model: Any, guide: Any) -> Pair:
+        """Model and guide that enumerate in parallel; the model's dims come left of the guide's."""
+        on_guide = DimMessenger(first_available_dim=-1 - int(self.max_plate_nesting))
+        return DimMessenger(guide=on_guide)(model), on_guide(guide)
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -135,9 +136,20 @@ def trace_pair(model: Any, guide: Any, args: Any, kwargs: Any) -> Pair:
                 model_trace.nodes[name] = site
     else:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
+        replayed = poutine.replay(model, trace=_to_replay(guide_trace))
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
     return model_trace, guide_trace
+
+
+def _to_replay(trace: Any) -> Any:
+    """A trace whose sites keep apart what a replay writes into the ``infer`` of enumerated ones."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    if not any("_dim_to_id" in site["infer"] for site in sites):
+        return trace
+    copied = trace.copy()
+    for site in sites:
+        copied.nodes[site["name"]] = {**site, "infer": dict(site["infer"])}
+    return copied
 
 
 def is_messenger(guide: Any) -> bool:
@@ -243,8 +255,11 @@ def _check_marginalised(name: str, site: Any, guide: dict[str, Any]) -> None:
             "model-side sequential enumeration is not implemented",
             "use infer={'enumerate': 'parallel'}, or enumerate it in the guide",
         )
+    enumerate = "infer={'enumerate': 'parallel'}"
+    if name.endswith("_unobserved"):
+        enumerate = "config_enumerate(model) (obs_mask does not hand its infer to this site)"
     raise ValueError(
-        f"the model's latent {name!r} is not sampled by the guide (which samples "
-        f"{sorted(guide)}); sample it in the guide, observe it in the model (obs=...), or sum it "
-        "out with infer={'enumerate': 'parallel'} if it is discrete"
+        f"the model's latent {name!r} is not sampled by the guide (which samples {sorted(guide)}); "
+        "sample it in the guide, observe it in the model (obs=...), or, if it is discrete, sum it "
+        f"out with {enumerate}"
     )

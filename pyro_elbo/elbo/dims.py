@@ -1,0 +1,80 @@
+"""Dims for enumerated sites, of which none stands for two sites at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from pyro.poutine.util import site_is_factor
+
+__all__ = ["DimMessenger"]
+
+
+class DimMessenger(EnumMessenger):
+    """Pyro's enumeration in parallel, where two sites cannot come to share a dim unseen.
+
+    A dim that ``pyro.markov`` recycles is not given to a later site outside of it, nor one of the
+    guide to a site that the model sums out; and a replayed sample keeps the dims that it has from
+    the guide, whatever is in scope in the model. A site that may depend on two sites with one dim
+    (where ``pyro.markov`` in the model reaches back further than in the guide) is marked.
+
+    Args:
+        first_available_dim: In the guide, the first dim left of the plates.
+        guide: In the model, the messenger that the guide ran under.
+    """
+
+    def __init__(
+        self, first_available_dim: int | None = None, guide: DimMessenger | None = None
+    ) -> None:
+        super().__init__(first_available_dim)
+        self._guide = guide
+
+    def __enter__(self) -> Any:
+        self._lowest = 0
+        self._shared: dict[str, set[int]] = {}
+        entered = super().__enter__()
+        if self._guide is not None:
+            self._reserve(self._guide._lowest)
+        return entered
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("_markov_scope") is None:
+            self._reserve(self._lowest)
+        self._shared[msg["name"]] = self._shared_in_scope(msg["infer"].get("_markov_scope") or {})
+        super()._pyro_sample(msg)
+        self._lowest = min(self._lowest, msg["infer"].get("_enumerate_dim") or 0)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, given = msg["name"], msg["infer"].get("_dim_to_id")
+        if given is not None and msg["value"] is not None:
+            shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
+            own = {dim: number for dim, number in given.items() if _has(shape, dim)}
+            scope = self._param_dims.get(name, {})
+            self._shared[name] |= {d for d, number in own.items() if scope.get(d, number) != number}
+            msg["infer"]["_dim_to_id"] = own
+            self._param_dims[name] = scope | own
+        shared = self._shared.get(name, ())
+        msg["infer"]["_dims_clash"] = any(_has(msg["fn"].batch_shape, dim) for dim in shared)
+        super()._pyro_post_sample(msg)
+        if site_is_factor(msg):
+            self._value_dims[name] = {}
+
+    def _shared_in_scope(self, scope: Mapping[str, int]) -> set[int]:
+        """The dims that stand for two of the sites in scope."""
+        found: dict[int, int] = {}
+        shared = set()
+        for name in (name for name, depth in scope.items() if self._markov_depths[name] == depth):
+            for dim, number in self._value_dims[name].items():
+                if found.setdefault(dim, number) != number:
+                    shared.add(dim)
+        return shared
+
+    @staticmethod
+    def _reserve(dim: int) -> None:
+        _ENUM_ALLOCATOR.next_available_dim = min(_ENUM_ALLOCATOR.next_available_dim, dim - 1)
+
+
+def _has(shape: Any, dim: int) -> bool:
+    return len(shape) >= -dim and shape[dim] > 1
