@@ -13,10 +13,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_LAB := $(VENV)/.installed-lab
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctest check notebooks benchmarks lab clean
+.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab clean
 
 help:  ## Say what the targets are
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(INSTALLED)  ## Train a VAE on real digits under each loss (options in ARGS)
 	$(PY) -m pyro_elbo $(ARGS)
@@ -38,6 +38,9 @@ doctest: $(INSTALLED)  ## Run every docstring example
 
 check: lint doctest  ## Run everything, the slow tests included, with coverage
 	$(PYTEST) $(PARALLEL) --cov=pyro_elbo $(ARGS)
+
+pyro-suite: $(INSTALLED)  ## Run Pyro's own tests with these losses (PYRO_TESTS=its checkout)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m pyro_suite $(PARALLEL) $(ARGS)
 
 notebooks: $(INSTALLED)  ## Run the notebooks again and keep their outputs
 	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)

@@ -157,3 +157,24 @@ def test_a_parameter_of_the_tracked_run_is_not_captured():
         TraceKL_ELBO().loss_and_grads(chain, guide)
     assert list(captured.trace.nodes) == ["loc"]
     assert pyro.get_param_store()._params["loc"].grad is not None
+
+
+def loops(swapped):
+    """Sequential subsampled plates, whose sites are named by their indices."""
+
+    def program():
+        outer = pyro.plate("outer", 6, subsample_size=3)
+        inner = pyro.plate("inner", 6, subsample_size=3)
+        pairs = [(i, j) for i in outer for j in inner]
+        for i, j in sorted(pairs, key=lambda pair: pair[::-1]) if swapped else pairs:
+            pyro.sample(f"z_{i}_{j}", dist.Normal(torch.zeros(()), 1.0))
+
+    return program
+
+
+def test_minibatches_are_those_of_the_evaluation():
+    for seed in range(4):
+        pyro.set_rng_seed(seed)
+        elbo = TraceKL_ELBO()
+        terms = elbo.decompose(loops(False), loops(True))
+        assert {site.how["kl"] for site in terms.sites.values()} == {"exact"}

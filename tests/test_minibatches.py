@@ -10,9 +10,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import LocScaleReparam
 from support import LOSSES
 
-from pyro_elbo import TraceKL_ELBO
+from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO
 
 loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
 DATA = torch.linspace(-1.0, 3.0, 20, dtype=torch.float64)
@@ -62,3 +64,16 @@ def test_neither_is_a_latent_that_is_weighed_by_name_nor_an_evaluation():
         for batch in DATA.split(5):
             elbo.loss(model, guide, batch)
             elbo.decompose(model, guide, batch)
+
+
+def test_neither_is_a_reparameterised_latent():
+    @poutine.reparam(config={"z": LocScaleReparam(0.0)})
+    def decentered():
+        model(DATA)
+
+    guide = AutoNormal(decentered)
+    svi = SVI(decentered, guide, pyro.optim.Adam({"lr": 0.01}), TraceGap_ELBO())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            svi.step()

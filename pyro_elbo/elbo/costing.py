@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from .symbols import name_dims
 from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
 
 __all__ = ["CostingELBO"]
+
+STRUCTURES = 100
 
 
 class CostingELBO(BetaELBOMixin, TracingELBO):
@@ -60,13 +63,14 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
 
     def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
         model, guide = sample_sites(model_trace), sample_sites(guide_trace)
+        trace_parents = partial(program.trace_parents, model_trace, guide_trace)
         if is_enumerating((model_trace, guide_trace)):
             name_dims(model, guide)
             marginals = marginals_of(model, guide, self.max_plate_nesting)
-            sites = self._site_costs(model, guide, marginals, program)
+            sites = self._site_costs(model, guide, marginals, trace_parents)
             sites = expected_costs(sites, guide)
         else:
-            sites = self._site_costs(model, guide, (), program)
+            sites = self._site_costs(model, guide, (), trace_parents)
         scored = [score.name for site in sites for score in site.scores]
         surrogate = None
         if scored and torch.is_grad_enabled():
@@ -79,13 +83,13 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         model: Mapping[str, Any],
         guide: Mapping[str, Any],
         marginals: Sequence[Marginal],
-        program: Program,
+        trace_parents: Callable[[], tuple[Parents, Parents]],
     ) -> list[SiteCosts]:
         priors = {name: site for name, site in model.items() if "beta" in site}
         guides = {name: site for name, site in guide.items() if "beta" in site}
         summed = {name for marginal in marginals for name in marginal.members}
         names = tuple(priors), tuple(guides)
-        order = Order(*names, lambda: self._parents_of(names, program))
+        order = Order(*names, lambda: self._parents_of(names, trace_parents))
         sites = [
             observed_costs(name, site, self.max_plate_nesting)
             for name, site in model.items()
@@ -96,9 +100,13 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         apply_obs_masks(groups, model)
         return sites + [self._latent(site, order) for site in groups]
 
-    def _parents_of(self, structure: Any, program: Program) -> tuple[Parents, Parents]:
+    def _parents_of(
+        self, structure: Any, trace_parents: Callable[[], tuple[Parents, Parents]]
+    ) -> tuple[Parents, Parents]:
         if structure not in self._parents:
-            self._parents[structure] = program.trace_parents()
+            if len(self._parents) >= STRUCTURES:
+                self._parents.clear()
+            self._parents[structure] = trace_parents()
         return self._parents[structure]
 
     def _latent(self, site: LatentSite, order: Order) -> SiteCosts:

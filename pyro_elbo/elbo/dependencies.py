@@ -83,8 +83,12 @@ class Program:
     args: Any
     kwargs: Any
 
-    def trace_parents(self) -> tuple[Parents, Parents]:
+    def trace_parents(self, model_trace: Any, guide_trace: Any) -> tuple[Parents, Parents]:
         """The direct parents of each site, by name, in the model and in the guide.
+
+        Args:
+            model_trace: A trace of the model, whose minibatches are taken.
+            guide_trace: A trace of the guide, whose minibatches are taken.
 
         Empty where a sample leaves the tracked tensors (``z.item()``, ``if z > 0``, ``y[0] = z``).
 
@@ -94,10 +98,17 @@ class Program:
         """
         if is_messenger(self.guide):
             return {}, {}
+        plates = {
+            name: site["value"]
+            for trace in (guide_trace, model_trace)
+            for name, site in trace.nodes.items()
+            if site_is_subsample(site)
+        }
         try:
             with _aside(), _Watch():
-                guide = poutine.trace(_Track()(self.guide)).get_trace(*self.args, **self.kwargs)
-                model = _Track()(poutine.replay(self.model, trace=guide))
+                program = _Track(plates)(self.guide)
+                guide = poutine.trace(program).get_trace(*self.args, **self.kwargs)
+                model = _Track(plates)(poutine.replay(self.model, trace=guide))
                 trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
                 return _parents(trace), _parents(guide)
         except Exception:  # whatever a program does that cannot be tracked, nothing is proven then
@@ -105,7 +116,15 @@ class Program:
 
 
 class _Track(Messenger):
-    """Marks each sample with its site's name."""
+    """Marks each sample with its site's name, in given minibatches."""
+
+    def __init__(self, plates: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.plates = plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["name"] in self.plates:
+            msg["value"], msg["done"] = self.plates[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from ..site_terms import PARTICLES
 from ..weighting import Weights, unweighted
+from .sites import has_base
 
 __all__ = ["MinibatchWatch"]
 
@@ -60,6 +62,7 @@ def _is_unscaled_data(site: Any) -> bool:
     return (
         site["is_observed"]
         and "beta" not in site
+        and not has_base(site["fn"], Delta)
         and bool(plates)
         and isinstance(site["value"], Tensor)
         and isinstance(scale, (int, float))

@@ -1,0 +1,1 @@
+"""Pyro's own tests, run with these losses in the place of Pyro's."""
