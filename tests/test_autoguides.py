@@ -280,3 +280,27 @@ def test_float32_with_vectorised_particles(cls, guide_class):
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(parameter.grad.dtype == torch.float32 for parameter in guide.parameters())
+
+
+@loss_classes
+def test_a_messenger_runs_the_model_of_the_loss(cls):
+    """It runs the model that it was made with: another one's data would be ignored."""
+    pyro.set_rng_seed(0)
+    guide = AutoNormalMessenger(real)
+    for other in (poutine.scale(real, 10.0), constrained):
+        with pytest.raises(ValueError, match=r"AutoNormalMessenger\(model\)"):
+            cls().loss(other, guide)
+
+
+@pytest.mark.parametrize("guide_class", [AutoNormal, AutoNormalMessenger])
+def test_real_sites_with_an_event_have_closed_forms(guide_class):
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = make(guide_class, model)
+    assert TraceKL_ELBO().plan(model, guide)["z"].kl == "exact"
+    values = []
+    for cls in (TraceKL_ELBO, TraceGap_ELBO):
+        elbo = cls(num_particles=100, vectorize_particles=True)
+        values.append(torch.stack([elbo.decompose(model, guide).kl for _ in range(30)]))
+    assert_mean(values[1] - values[0], torch.zeros(()))

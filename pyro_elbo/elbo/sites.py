@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.util import site_is_factor
-from torch.distributions import ComposeTransform, TransformedDistribution
+from torch.distributions import ComposeTransform, IndependentTransform, TransformedDistribution
 
 from ..weighting import constrained_name, same, unweighted
 from .cost import Cost
@@ -122,6 +122,8 @@ def without_identities(fn: Any) -> Any:
 
 
 def _is_identity(transform: Any) -> bool:
+    if isinstance(transform, IndependentTransform):
+        return _is_identity(transform.base_transform)
     return isinstance(transform, ComposeTransform) and not transform.parts
 
 

@@ -48,6 +48,7 @@ class TracingELBO(ELBO):
 
     def _get_branches(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[list[Pair]]:
         """For each particle its trace pairs: one, or one for each sequentially enumerated value."""
+        check_messenger(model, guide)
         self._meet(model, guide)
         if self.vectorize_particles:
             if math.isinf(self.max_plate_nesting):
@@ -155,6 +156,22 @@ def _to_replay(trace: Any) -> Any:
 def is_messenger(guide: Any) -> bool:
     """Whether a guide runs the model inside its own call."""
     return isinstance(poutine.unwrap(guide), GuideMessenger)
+
+
+def check_messenger(model: Any, guide: Any) -> None:
+    """Check that a guide that runs a model inside its own call runs this one.
+
+    Raises:
+        ValueError: It runs another, whose data and handlers would count in place of the model's.
+    """
+    runner: Any = poutine.unwrap(guide)
+    if isinstance(runner, GuideMessenger) and runner.model is not model:
+        name = type(runner).__name__
+        raise ValueError(
+            f"the guide, {name}, runs the model that it was made with, and that is not the model "
+            f"of this loss, whose data and handlers would be ignored; make the guide anew, "
+            f"{name}(model), with the very model that the loss is given"
+        )
 
 
 def is_enumerating(pair: Pair) -> bool:
