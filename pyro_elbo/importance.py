@@ -46,6 +46,12 @@ def why_no_bound(sites: Sequence[SiteTerms], indices: Mapping[str, Tensor | None
     for site in sites:
         if site.role == "map":
             return f"site {site.name!r} is a point mass"
+        if not site.is_density:
+            return (
+                f"the guide has no density over the latents of {site.name!r} "
+                f"({', '.join(site.members)}): some are a point mass, or computed from fewer or "
+                "more dimensions than theirs"
+            )
         if site.how.get("kl") == "enumerated":
             return f"site {site.name!r} is enumerated, so particles are no samples of it"
         if site.beta is not None and not site.has_prior:

@@ -82,6 +82,8 @@ class SiteTerms:
         members: The sites of the group.
         particles: The recorded atoms, one mapping for each sequential particle (or one mapping for
             all vectorised particles).
+        is_density: Whether the guide has a density over all of its dimensions; it has none over a
+            point mass.
     """
 
     name: str
@@ -92,6 +94,7 @@ class SiteTerms:
     gradient: str
     members: tuple[str, ...]
     particles: tuple[Mapping[str, tuple[Atom, ...]], ...]
+    is_density: bool = True
 
     @property
     def log_likelihood(self) -> Tensor:

@@ -17,7 +17,6 @@ from pyro.infer import (
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
-    autoguide,
     config_enumerate,
 )
 from pyro.infer.reparam import SplitReparam
@@ -130,33 +129,6 @@ def test_weights_by_site(cls):
         ({"b": 0.0, "a": schedules.Constant(3.0)}, 3 * KL),
     ]:
         assert_mean(losses(cls(beta=beta), two_latents, two_guides), torch.tensor(exact))
-
-
-def test_the_auxiliary_of_a_site_follows_it():
-    auto = autoguide.AutoNormal(two_latents)
-    auto()
-    pyro.set_rng_seed(4)
-    terms = TraceKL_ELBO(beta={"a": 2.0, "b": 3.0}).decompose(two_latents, auto)
-    assert terms.sites["a"].beta == 2.0
-    assert terms.sites["a"].members == ("a_unconstrained", "a")
-    expected = 2 * terms.sites["a"].kl + 3 * terms.sites["b"].kl
-    assert_close(terms.weighted_kl, expected)
-    with pytest.raises(ValueError, match=r"terms.sites\[name\].beta"):
-        _ = terms.beta
-
-
-def test_a_joint_guide_needs_one_weight():
-    auto = autoguide.AutoDiagonalNormal(two_latents)
-    auto()
-    joint = "_AutoDiagonalNormal_latent"
-    with pytest.raises(ValueError, match=joint):
-        TraceGap_ELBO(beta={"a": 2.0}).loss(two_latents, auto)
-    with pytest.raises(ValueError, match="joint group"):
-        TraceGap_ELBO(beta={"a": 2.0, joint: 2.0}).loss(two_latents, auto)
-    terms = TraceGap_ELBO(beta={"a": 2.0, joint: 2.0, "b": 2.0}).decompose(two_latents, auto)
-    assert terms.sites[joint].role == "joint"
-    assert terms.sites[joint].members == (joint, "a", "b")
-    assert terms.beta == 2.0
 
 
 def test_a_marginalised_site_refuses_a_weight():

@@ -21,11 +21,12 @@ from .costs import (
 )
 from .dependencies import Order, Parents, Program
 from .expectation import expected_costs
+from .grouping import group_latents
 from .marginals import Marginal, marginals_of
 from .obs_mask import apply_obs_masks
 from .recording import Branch, Particle
 from .scores import score_surrogate
-from .sites import LatentSite, group_latents
+from .sites import LatentSite
 from .symbols import name_dims
 from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
 
@@ -96,7 +97,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
             if name not in priors and name not in summed
         ]
         sites += [marginal_costs(marginal, model) for marginal in marginals if marginal.likelihood]
-        groups = list(group_latents(priors, guides, marginals))
+        groups = list(group_latents(priors, guides, marginals, order))
         apply_obs_masks(groups, model)
         return sites + [self._latent(site, order) for site in groups]
 

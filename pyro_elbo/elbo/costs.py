@@ -47,6 +47,7 @@ class SiteCosts:
         gradient: How its gradient is had.
         closed: Its cost in closed form, where it has one.
         scores: The scores of its sites that are not reparameterised.
+        is_density: Whether the guide has a density over all of its dimensions.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SiteCosts:
     gradient: str = "direct"
     closed: Cost | None = None
     scores: tuple[Score, ...] = ()
+    is_density: bool = True
 
     def total(self) -> Tensor:
         """The sum of the costs."""
@@ -159,6 +161,7 @@ def latent_costs(
         "score function" if scores else "pathwise",
         choice.cost,
         scores,
+        site.is_density,
     )
 
 

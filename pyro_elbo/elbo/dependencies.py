@@ -64,6 +64,13 @@ class Order:
             return False
         return in_model[prior].isdisjoint(_descendants(guide, in_guide))
 
+    def may_descend(self, name: str, ancestors: Sequence[str]) -> bool:
+        """Whether a site of the guide may be computed from some of its others."""
+        in_guide = self.trace_parents()[1]
+        if name not in in_guide:
+            return True
+        return any(name in _descendants(ancestor, in_guide) for ancestor in ancestors)
+
 
 def _descendants(name: str, parents: Parents) -> set[str]:
     found: set[str] = set()

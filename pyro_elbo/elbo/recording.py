@@ -70,6 +70,7 @@ def _site_terms(site: SiteCosts, particles: Sequence[Particle]) -> SiteTerms:
         site.gradient,
         site.members,
         parts,
+        site.is_density,
     )
 
 

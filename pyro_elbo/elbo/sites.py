@@ -1,22 +1,20 @@
-"""The latents of a trace pair: which sites belong together, and what a view may ask of them."""
+"""A latent as a view sees it: one site, or several that belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from pyro.distributions import Delta
-from pyro.poutine.util import site_is_factor
 from torch.distributions import ComposeTransform, IndependentTransform, TransformedDistribution
 
 from ..weighting import constrained_name, same, unweighted
 from .cost import Cost
 from .marginals import Marginal
 
-__all__ = ["LatentSite", "group_latents", "has_base", "same_mask", "same_scale"]
+__all__ = ["LatentSite", "has_base", "same_mask", "same_scale"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +28,8 @@ class LatentSite:
         guide_sites: The guide's sites of the group, by name.
         marginal: The group of marginalised sites that the latent hangs on in the model, if any;
             its prior is then not among ``prior_sites``.
+        is_density: Whether the guide has a density over all dimensions of the group; it has none
+            over a point mass.
     """
 
     name: str
@@ -37,6 +37,7 @@ class LatentSite:
     prior_sites: Mapping[str, Any]
     guide_sites: Mapping[str, Any]
     marginal: Marginal | None = None
+    is_density: bool = True
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ def _is_copy(site: Any, auxiliary: Any) -> bool:
     if not isinstance(fn, Delta) or fn.batch_shape != auxiliary["fn"].batch_shape:
         return False
     return (
-        torch.equal(site["value"], auxiliary["value"])
+        site["value"].is_set_to(auxiliary["value"])
         and not bool(fn.log_density.any())
         and same_scale(site, auxiliary)
         and same_mask(site, auxiliary)
@@ -134,78 +135,3 @@ def has_base(fn: Any, kinds: Any) -> bool:
             return True
         fn = getattr(fn, "base_dist", None)
     return False
-
-
-def group_latents(
-    priors: Mapping[str, Any], guide: Mapping[str, Any], marginals: Sequence[Marginal] = ()
-) -> Iterator[LatentSite]:
-    """Group the sites that carry a KL.
-
-    An auxiliary ``z_unconstrained`` and the ``Delta`` of ``z`` are the group ``z``; a run of any
-    other auxiliary sites and the ``Delta`` sites after it are one joint group, and so are latents
-    that hang on the same marginalised sites.
-
-    Args:
-        priors: The model's weighed sites by name, in order.
-        guide: The guide's weighed sites by name, in order.
-        marginals: The groups of sites that the model marginalises.
-    """
-    owners = _owners(priors, guide)
-    by_owner = {name: _marginal_of(name, owners, marginals) for name in owners.values()}
-    first: dict[Any, str] = {}
-    for owner, marginal in by_owner.items():
-        first.setdefault(owner if marginal is None else id(marginal), owner)
-    merged = {
-        owner: first[owner if marginal is None else id(marginal)]
-        for owner, marginal in by_owner.items()
-    }
-    for name in dict.fromkeys(merged.values()):
-        members = [member for member, owner in owners.items() if merged[owner] == name]
-        on_guide = {member: guide[member] for member in members if member in guide}
-        on_model = {member: priors[member] for member in members if member in priors}
-        role = _role(name, on_model, on_guide)
-        if sum(owner == name for owner in merged.values()) > 1:
-            role = "joint"
-        summed = by_owner[name]
-        kept = {n: s for n, s in on_model.items() if summed is None or n not in summed.latents}
-        yield LatentSite(name, role, kept, on_guide, summed)
-
-
-def _marginal_of(
-    owner: str, owners: Mapping[str, str], marginals: Sequence[Marginal]
-) -> Marginal | None:
-    for marginal in marginals:
-        if any(owners[latent] == owner for latent in marginal.latents):
-            return marginal
-    return None
-
-
-def _owners(priors: Mapping[str, Any], guide: Mapping[str, Any]) -> dict[str, str]:
-    owners: dict[str, str] = {}
-    run: list[str] = []
-    joined = False
-    for name, site in guide.items():
-        followed = constrained_name(name)
-        if name in owners:
-            continue
-        if name in priors:
-            joins = bool(run) and has_base(site["fn"], Delta)
-            owners |= dict.fromkeys([*run, name], run[0]) if joins else {name: name}
-            joined = joined or joins
-        elif followed in priors and has_base(guide[followed]["fn"], Delta):
-            owners[name] = owners[followed] = followed
-        else:
-            owners[name] = name
-            if not site_is_factor(site):
-                run, joined = [*([] if joined else run), name], False
-    return owners | {name: name for name in priors if name not in owners}
-
-
-def _role(name: str, on_model: Mapping[str, Any], on_guide: Mapping[str, Any]) -> str:
-    if name not in on_model and on_model:
-        return "joint"
-    if not on_model and all(site_is_factor(site) for site in on_guide.values()):
-        return "factor"
-    if on_guide.keys() == {name} == on_model.keys() and has_base(on_guide[name]["fn"], Delta):
-        return "map"
-    return "latent"
