@@ -118,6 +118,7 @@ class ViewELBO(CostingELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
         """Minus the objective, in nats."""
+        self._warn_if_unfinished()
         with torch.no_grad():
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return self._checked(float(loss))

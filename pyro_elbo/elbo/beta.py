@@ -15,6 +15,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from ..schedules import ends_at
 from ..weighting import WeightedPrograms, Weights, weigh
 from .module import BetaELBOModule
 
@@ -44,7 +45,8 @@ class BetaELBOMixin:
             loss is one of Pyro's ``Jit`` losses, which freeze a Python number at its first value.
 
     At the first step, a ``ValueError`` names a site of the mapping that never appears, and a
-    ``UserWarning`` a latent whose scale differs between model and guide.
+    ``UserWarning`` a latent whose scale differs between model and guide. Another says, once, that
+    ``loss`` is evaluated while a schedule is under way.
 
     A schedule advances by one after ``loss_and_grads`` and after ``forward`` of
     ``elbo(model, guide)`` in train mode with gradients enabled, and nowhere else. Code that calls
@@ -144,6 +146,13 @@ class BetaELBOMixin:
         self._count_evaluation()
         return loss
 
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate the loss: no gradient, no step of a schedule."""
+        self._warn_if_unfinished()
+        return super().loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+
     def __call__(self, model: Any, guide: Any) -> BetaELBOModule:
         """The loss as a :class:`torch.nn.Module` whose ``state_dict`` holds the step count."""
         return BetaELBOModule(model, guide, self)
@@ -212,6 +221,25 @@ class BetaELBOMixin:
         if site not in self._warned:
             self._warned.add(site)
             warnings.warn(f"site {site!r}: {what}", UserWarning, stacklevel=2)
+
+    def _warn_if_unfinished(self) -> None:
+        for name, schedule in self._schedules().items():
+            end = ends_at(schedule)
+            if end is not None and 0 < self._step_count < end and name not in self._warned:
+                self._warned.add(name)
+                weight = weight_at(schedule, self._step_count, name)
+                warnings.warn(
+                    f"{name} is {weight:g} at step {self._step_count}, and its schedule goes on to "
+                    f"step {end}: a loss from here is no bound of the schedule's end. Train on, "
+                    "shorten the schedule, or read terms.elbo, the bound at weight 1",
+                    UserWarning,
+                    stacklevel=3,
+                )
+
+    def _schedules(self) -> dict[str, Any]:
+        if not isinstance(self._beta, Mapping):
+            return {"beta": self._beta}
+        return {f"beta[{site!r}]": value for site, value in self._beta.items()}
 
     def _check_marginalised(
         self, programs: WeightedPrograms, model_trace: Any, guide_trace: Any
