@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
 
 import pyro
 import pyro.distributions as dist
@@ -82,24 +84,79 @@ def test_a_summed_and_an_enumerated_site_in_a_markov_chain(cls):
 
 
 @loss_classes
-def test_a_model_that_looks_further_back_than_the_guide_is_refused(cls):
-    def model():
-        first, _, last = coins(history=2)
-        pyro.factor("f", 2 * first * (1 - last))
+def test_a_model_that_looks_further_back_than_the_guide(cls):
+    """Exact as long as the dim of the first site has not been recycled, refused from then on."""
 
-    def model_in_scope():
+    def chain(steps, history=1):
+        times = pyro.markov(range(steps), history=history)
+        return [coin(f"c_{t}", PROBS[t % 3], **PARALLEL) for t in times]
+
+    def model(steps, in_scope=True):
         values = []
-        for t in pyro.markov(range(3), history=2):
-            values.append(coin(f"c_{t}", PROBS[t]))
-            if t == 2:
-                pyro.factor("f", 2 * values[0] * (1 - values[2]))
+        for t in pyro.markov(range(steps), history=steps):
+            values.append(coin(f"c_{t}", PROBS[t % 3]))
+            if in_scope and t == steps - 1:
+                pyro.factor("f", 2 * values[0] * (1 - values[-1]))
+        if not in_scope:
+            pyro.factor("f", 2 * values[0] * (1 - values[-1]))
 
+    exact = torch.tensor(2 * 0.2 * 0.1)
+    loss = cls().loss(model, chain, 3)
+    assert_close(torch.tensor(-loss), exact, 10.0)
     with pytest.raises(UnsupportedSiteError, match="site 'f'.*history="):
-        cls().loss(model_in_scope, lambda: coins(**PARALLEL))
-    loss = cls().loss(model_in_scope, lambda: coins(history=2, **PARALLEL))
-    assert_close(torch.tensor(-loss), torch.tensor(2 * 0.2 * 0.1), 10.0)
+        cls().loss(model, chain, 9)
+    loss = cls().loss(model, lambda steps: chain(steps, history=9), 9)
+    assert_close(torch.tensor(-loss), exact, 10.0)
     with pytest.raises(ValueError, match="site 'f'"):
-        cls().loss(model, lambda: coins(**PARALLEL))
+        cls().loss(lambda steps: model(steps, in_scope=False), chain, 3)
+
+
+@loss_classes
+@pytest.mark.parametrize("history", [0, 1, 2])
+def test_a_chain_needs_its_history(cls, history):
+    probs = torch.tensor([[0.1, 0.4], [0.7, 0.9]])
+
+    def model():
+        before = last = torch.tensor(0)
+        for t in pyro.markov(range(12), history=history):
+            before, last = last, coin(f"c_{t}", probs[before, last], **PARALLEL).long()
+            pyro.factor(f"f_{t}", 0.3 * last)
+
+    joint = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
+    for _ in range(12):
+        now = torch.stack([1 - probs, probs], -1).log() + torch.tensor([0.0, 0.3])
+        joint = (joint[..., None] + now).logsumexp(0)
+    if history == 2:
+        loss = cls().loss(model, lambda: None)
+        assert_close(torch.tensor(-loss), joint.logsumexp((0, 1)), 10.0)
+    else:
+        with pytest.raises(ValueError, match=f"conflict at site 'c_{history + 1}'.*history="):
+            cls().loss(model, lambda: None)
+
+
+@loss_classes
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_grid(cls, size):
+    """TraceEnum_ELBO gives a neighbour's dim to another site, and a wrong number."""
+    probs, cells = torch.tensor([[0.1, 0.4], [0.7, 0.9]]), range(size)
+
+    def log_prob(x, i, j):
+        p = probs[x.get((i - 1, j), 0), x.get((i, j - 1), 0)]
+        return (p if x[i, j] else 1 - p).log() + 0.3 * (i + j) * x[i, j]
+
+    def model():
+        x, columns = defaultdict(lambda: torch.tensor(0)), pyro.markov(cells, keep=True)
+        for i in pyro.markov(cells):
+            for j in columns:
+                p = probs[x[i - 1, j], x[i, j - 1]]
+                x[i, j] = coin(f"x_{i}_{j}", p, **PARALLEL).long()
+                pyro.factor(f"f_{i}_{j}", 0.3 * (i + j) * x[i, j])
+
+    places = list(itertools.product(cells, cells))
+    grids = (dict(zip(places, x, strict=True)) for x in itertools.product((0, 1), repeat=size**2))
+    exact = torch.stack([sum(log_prob(x, *place) for place in places) for x in grids])
+    loss = cls().loss(model, lambda: None)
+    assert_close(torch.tensor(-loss), exact.logsumexp(0), 10.0)
 
 
 @loss_classes

@@ -11,14 +11,17 @@ from pyro.poutine.util import site_is_factor
 
 __all__ = ["DimMessenger"]
 
+TURNS = 8
+
 
 class DimMessenger(EnumMessenger):
     """Pyro's enumeration in parallel, where two sites cannot come to share a dim unseen.
 
     A dim that ``pyro.markov`` recycles is not given to a later site outside of it, nor one of the
     guide to a site that the model sums out; and a replayed sample keeps the dims that it has from
-    the guide, whatever is in scope in the model. A site that may depend on two sites with one dim
-    (where ``pyro.markov`` in the model reaches back further than in the guide) is marked.
+    the guide, whatever is in scope in the model. Dims are recycled in turn, the oldest first, so
+    that a site that depends on more than its history is seen to. A site that may depend on two
+    sites with one dim is marked.
 
     Args:
         first_available_dim: In the guide, the first dim left of the plates.
@@ -32,7 +35,7 @@ class DimMessenger(EnumMessenger):
         self._guide = guide
 
     def __enter__(self) -> Any:
-        self._lowest = 0
+        self._lowest = self._turn = 0
         self._shared: dict[str, set[int]] = {}
         entered = super().__enter__()
         if self._guide is not None:
@@ -40,11 +43,21 @@ class DimMessenger(EnumMessenger):
         return entered
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("_markov_scope") is None:
+        scope = msg["infer"].get("_markov_scope")
+        if scope is None:
             self._reserve(self._lowest)
-        self._shared[msg["name"]] = self._shared_in_scope(msg["infer"].get("_markov_scope") or {})
+        self._shared[msg["name"]] = self._shared_in_scope(scope or {})
+        first = _ENUM_ALLOCATOR.next_available_dim
+        if scope is not None:
+            _ENUM_ALLOCATOR.next_available_dim = first - self._turn % TURNS
         super()._pyro_sample(msg)
-        self._lowest = min(self._lowest, msg["infer"].get("_enumerate_dim") or 0)
+        if scope is not None:
+            _ENUM_ALLOCATOR.next_available_dim = first
+        own = msg["infer"].get("_enumerate_dim")
+        if own is not None:
+            self._turn += 1
+            self._shared[msg["name"]].add(own)
+            self._lowest = min(self._lowest, own)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, given = msg["name"], msg["infer"].get("_dim_to_id")

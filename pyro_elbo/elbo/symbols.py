@@ -45,9 +45,9 @@ def name_dims(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
         if site["infer"].get("_dims_clash"):
             raise UnsupportedSiteError(
                 site["name"],
-                "pyro.markov in the model reaches back further than in the guide, where a dim of "
-                "enumeration was given to another site by then",
-                "raise history= of pyro.markov in the guide",
+                "Enumeration dim conflict: it depends on a site whose dim pyro.markov has given to "
+                "another by then",
+                "increase history= of pyro.markov (in the guide, for what is enumerated there)",
             )
         symbols = {}
         for frame in vectorised(site["cond_indep_stack"]):
@@ -78,9 +78,10 @@ def pack(name: str, value: Tensor, dims: Mapping[int, str]) -> Packed:
         return packed.pack(value[...], dims)
     except ValueError as error:
         raise ValueError(
-            f"at site {name!r}: the log-density has shape {tuple(value.shape)}, and a dim of it is "
-            "neither a plate's nor an enumerated site's; declare it with pyro.plate, or with "
-            ".to_event()"
+            f"Enumeration dim conflict at site {name!r}: the log-density has shape "
+            f"{tuple(value.shape)}, and a dim of it is neither a plate's nor that of an enumerated "
+            "site in reach; declare it with pyro.plate, or with .to_event(), or increase history= "
+            "of pyro.markov"
         ) from error
 
 
