@@ -135,6 +135,19 @@ def test_a_chain_needs_its_history(cls, history):
 
 
 @loss_classes
+def test_hidden_sites_in_a_markov_chain(cls):
+    def model():
+        for t in pyro.markov(range(3)):
+            pyro.factor(f"f_{t}", 0.5 * coin(f"c_{t}", PROBS[t], **PARALLEL))
+
+    hidden = poutine.block(model, hide_fn=lambda msg: msg["name"].startswith("f_"))
+    losses = [cls(max_plate_nesting=0).loss(program, lambda: None) for program in (model, hidden)]
+    exact = sum(math.log(1 - p + p * math.exp(0.5)) for p in PROBS)
+    assert_close(torch.tensor(-losses[0]), torch.tensor(exact), 10.0)
+    assert_close(torch.tensor(losses[1]), torch.tensor(0.0), 10.0)
+
+
+@loss_classes
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_grid(cls, size):
     """TraceEnum_ELBO gives a neighbour's dim to another site, and a wrong number."""

@@ -36,7 +36,7 @@ ONLY_IN = {
     "arviz": ["interop"],
     "matplotlib": ["plots", "demo"],
     "sklearn": ["demo"],
-    "tqdm": ["training", "demo"],
+    "tqdm": ["evidence", "training", "demo"],
 }
 # Concepts that import nothing else from outside the standard library.
 ONLY_LIBRARIES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro.poutine.util import site_is_factor
 __all__ = ["DimMessenger"]
 
 TURNS = 8
+NOWHERE = -1
 
 
 class DimMessenger(EnumMessenger):
@@ -21,7 +23,7 @@ class DimMessenger(EnumMessenger):
     guide to a site that the model sums out; and a replayed sample keeps the dims that it has from
     the guide, whatever is in scope in the model. Dims are recycled in turn, the oldest first, so
     that a site that depends on more than its history is seen to. A site that may depend on two
-    sites with one dim is marked.
+    sites with one dim is marked. Sites that ``poutine.block`` hides are in nobody's history.
 
     Args:
         first_available_dim: In the guide, the first dim left of the plates.
@@ -38,6 +40,7 @@ class DimMessenger(EnumMessenger):
         self._lowest = self._turn = 0
         self._shared: dict[str, set[int]] = {}
         entered = super().__enter__()
+        self._markov_depths = defaultdict(lambda: NOWHERE)
         if self._guide is not None:
             self._reserve(self._guide._lowest)
         return entered

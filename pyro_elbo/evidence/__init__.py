@@ -1,0 +1,17 @@
+r"""How large :math:`\log p(x)` is, and how sure that is."""
+
+from .annealed import AnnealedImportance
+from .bidirectional import BidirectionalMonteCarlo, EvidenceInterval
+from .estimate import DatumEvidence, EvidenceEstimate
+from .exact import Enumeration
+from .importance import ImportanceWeighting
+
+__all__ = [
+    "AnnealedImportance",
+    "BidirectionalMonteCarlo",
+    "DatumEvidence",
+    "Enumeration",
+    "EvidenceEstimate",
+    "EvidenceInterval",
+    "ImportanceWeighting",
+]

@@ -1,0 +1,82 @@
+"""What an estimator of the evidence returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["Bound", "DatumEvidence", "EvidenceEstimate"]
+
+Bound = Literal["lower", "exact", "upper"]
+UNRELIABLE = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class DatumEvidence:
+    r"""The evidence of each datum, :math:`\log p(x_n)`, in nats, without any scale.
+
+    Args:
+        plates: The names of the plates, in the order of the dims.
+        value: Estimates, one dim for each plate.
+        standard_error: Their Monte Carlo errors.
+        ess: Effective sample sizes of their weights.
+        khat: Pareto shapes of their weights' tails; nan where there is no tail to fit.
+        indices: The data's indices in the one plate; ``None`` for several plates.
+    """
+
+    plates: tuple[str, ...]
+    value: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    indices: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceEstimate:
+    r"""An estimate of :math:`\log p(x)`, of the whole data set: 0-dim tensors in nats.
+
+    Args:
+        value: The estimate.
+        standard_error: Its error: Monte Carlo, and that of a minibatch where the rest of the data
+            cannot be reached.
+        bound: ``"lower"``: its expectation is at most the truth; ``"exact"``; or ``"upper"``.
+        num_samples: Samples of each latent that has its own weights.
+        ess: Effective sample size of the weights, the smallest over data; ``num_samples`` where
+            nothing is random.
+        khat: Pareto shape of the weights' tail, the largest over data; nan where there is none.
+        per_datum: The evidence of each datum; ``None`` where data are dependent.
+        why_no_datum: Why ``per_datum`` is ``None``.
+
+    Above 0.7 of :math:`\hat k` the weights have too heavy a tail: the value is still a bound in
+    expectation, and likely far from the truth, and neither its error nor ``ess`` can be trusted.
+
+    References:
+        *Pareto Smoothed Importance Sampling* (Vehtari et al., 2024), arXiv 1507.02646.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    bound: Bound
+    num_samples: int
+    ess: Tensor
+    khat: Tensor
+    per_datum: DatumEvidence | None = None
+    why_no_datum: str = ""
+
+    @property
+    def reliable(self) -> bool:
+        r"""Whether no :math:`\hat k` is above 0.7."""
+        return not bool(self.khat > UNRELIABLE)
+
+    def __str__(self) -> str:
+        sign = {"lower": "≥", "exact": "=", "upper": "≤"}[self.bound]
+        text = f"log p(x) {sign} {self.value:.4f} ± {self.standard_error:.4f} nats"
+        if self.bound == "exact" and not self.standard_error:
+            return f"log p(x) = {self.value:.4f} nats (exact)"
+        text += f" ({self.num_samples} samples, ESS {self.ess:.1f}, k̂ {self.khat:.2f})"
+        if self.reliable:
+            return text
+        return text + "\nk̂ > 0.7: a bound, but a loose one; its error cannot be trusted"

@@ -1,0 +1,185 @@
+"""A program's log weights, factor by factor, in chunks of samples and in minibatches of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..elbo.dependencies import Program
+from ..elbo.tracing import sample_sites
+from ..errors import UnsupportedSiteError
+from ..site_terms import SiteTerms
+from ..terms import ELBOTerms
+from .layout import Layout, layout_of
+from .ratios import RatioELBO, sampled
+
+__all__ = ["Batch", "Weigher"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A part of the data.
+
+    Args:
+        indices: The indices of the subsampled plate.
+        kept: How many of them count; the others fill the batch.
+        dim: The dim of that plate among the layout's, particles included.
+        shared: Samples of the latents that all data share, once there are some.
+    """
+
+    indices: Mapping[str, Tensor]
+    kept: int | None = None
+    dim: int = 1
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self, values: Tensor) -> Tensor:
+        """Drop what only fills the batch."""
+        return values if self.kept is None else values.narrow(self.dim, 0, self.kept)
+
+
+class Weigher:
+    """Evaluates the log-ratios of a model and a guide at given arguments.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        args: What both take.
+        kwargs: What both take.
+        plate: The plate with independent data, where it is named.
+    """
+
+    def __init__(self, model: Any, guide: Any, args: Any, kwargs: Any, plate: str | None) -> None:
+        self.program = Program(model, sampled(guide), args, kwargs)
+        probe = RatioELBO(1, float("inf"))
+        terms = self._terms(probe)
+        self.layout: Layout = layout_of(self.program, probe.pair, terms, plate)
+        self.guide_sites = sample_sites(probe.pair[1])
+        sites = [site for trace in probe.pair for site in sample_sites(trace).values()]
+        self.rows = max((torch.as_tensor(site["value"]).numel() for site in sites), default=1)
+
+    def run(self, count: int, repeats: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The log-ratios of new samples.
+
+        Args:
+            count: Samples of the latents that all data share.
+            repeats: Samples of the others for each of them.
+            batch: The data; its ``shared`` samples are taken, or filled where there are none.
+
+        Returns:
+            Those outside of the plates, shape ``[count]``, and those inside, shape
+            ``[count, repeats, *plates]``.
+        """
+        choose = Choice(self.layout.shared, repeats, batch)
+        elbo = RatioELBO(count * repeats, self.layout.nesting, choose)
+        terms = self._terms(elbo)
+        outside = _total(terms, self.layout.outside, ())[::repeats]
+        inside = _total(terms, self.layout.inside, self.layout.plates)
+        _check_finite(terms, outside, inside)
+        return outside, inside.reshape(count, repeats, *inside.shape[1:])
+
+    @torch.no_grad()
+    def constant(self, batch: Batch) -> Tensor:
+        """What is outside of the plates, where that is no latent: a 0-dim tensor."""
+        return self.run(1, 1, batch)[0][0]
+
+    def batches(self) -> list[Batch]:
+        """The data, in minibatches that cover them where the program can reach them.
+
+        Raises:
+            UnsupportedSiteError: It cannot, and data share a latent.
+        """
+        plate = self.layout.subsampled
+        if plate is None:
+            return [Batch({})]
+        covering = self._covering(plate)
+        if len(covering) > 1 and self._data_differ(covering):
+            return covering
+        if self.layout.shared:
+            raise UnsupportedSiteError(
+                min(self.layout.shared),
+                f"all data share it, and one minibatch of plate {plate!r} gives no bound of their "
+                "evidence; the others cannot be reached, because the model's data do not follow "
+                "the plate's indices",
+                f"give the full data and take them by the indices inside the model, with "
+                f"pyro.plate({plate!r}, ...) as indices: data[indices]",
+            )
+        return [Batch(self.layout.indices)]
+
+    def _covering(self, plate: str) -> list[Batch]:
+        frame = self.layout.frames[plate]
+        if plate not in self.layout.indices:
+            return []
+        dim = 1 + self.layout.plates.index(plate)
+        everything = torch.arange(frame.full_size, device=self.layout.indices[plate].device)
+        return [
+            Batch({plate: torch.cat([part, everything[: frame.size - len(part)]])}, len(part), dim)
+            for part in everything.split(frame.size)
+        ]
+
+    def _data_differ(self, batches: list[Batch]) -> bool:
+        first, *others = (self._data(batch) for batch in (batches[0], batches[1]))
+        return any(not _equal(first[name], other[name]) for other in others for name in first)
+
+    def _data(self, batch: Batch) -> dict[str, Any]:
+        elbo = RatioELBO(1, float("inf"), Choice(frozenset(), 1, batch))
+        self._terms(elbo)
+        sites = sample_sites(elbo.pair[0]).items()
+        return {name: site["value"] for name, site in sites if site["is_observed"]}
+
+    def _terms(self, elbo: RatioELBO) -> ELBOTerms:
+        program = self.program
+        return elbo.ratios(program.model, program.guide, program.args, program.kwargs)
+
+
+class Choice:
+    """Which values the guide's sites take: one for each group of particles where data share it."""
+
+    def __init__(self, shared: frozenset[str], repeats: int, batch: Batch) -> None:
+        self.shared, self.repeats, self.batch = shared, repeats, batch
+
+    def __call__(self, msg: Any) -> Any:
+        name, values = msg["name"], self.batch.shared
+        if name in self.batch.indices:
+            return self.batch.indices[name]
+        if name not in self.shared:
+            return None
+        if name not in values:
+            value = msg["fn"](*msg["args"], **msg["kwargs"])
+            if self.repeats > 1:
+                value = value[:: self.repeats].repeat_interleave(self.repeats, 0)
+            values[name] = value
+        return values[name]
+
+
+def _total(terms: ELBOTerms, names: tuple[str, ...], plates: tuple[str, ...]) -> Tensor:
+    zero = terms.objective.new_zeros(terms.num_particles)
+    ratios: Any = [_log_ratio(terms.sites[name], plates) for name in names]
+    return sum(ratios, start=zero.reshape(-1, *[1] * len(plates)))
+
+
+def _log_ratio(site: SiteTerms, plates: tuple[str, ...]) -> Any:
+    parts = ("log_likelihood", "log_prior", "log_guide")
+    likelihood, prior, guide = (site.per_particle(part, plates) for part in parts)
+    return likelihood + prior - guide
+
+
+def _check_finite(terms: ELBOTerms, *ratios: Tensor) -> None:
+    if any(bool((ratio.isnan() | (ratio == torch.inf)).any()) for ratio in ratios):
+        names = [name for name, site in terms.sites.items() if _is_infinite(site)]
+        raise ValueError(
+            f"a weight p(x, z) / q(z) is infinite or nan, from the sites {names}, so the weights "
+            "have no mean; check their parameters, supports and data"
+        )
+
+
+def _is_infinite(site: SiteTerms) -> bool:
+    return any(not bool(atom.value.isfinite().all()) for atom in site.atoms)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
