@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "elbo": ["schedules", "terms", "weighting"],
     "steppers": ["elbo"],
     "interop": ["terms"],
-    "evidence": ["elbo", "interop"],
+    "evidence": ["terms", "elbo", "interop"],
     "diagnostics": ["evidence", "terms", "interop"],
     "training": [
         *["schedules", "terms", "weighting", "elbo", "steppers"],
