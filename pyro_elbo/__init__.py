@@ -13,7 +13,7 @@ One loss for each view, :class:`TraceGap_ELBO`, :class:`TraceEntropy_ELBO` and
 from importlib import import_module
 from types import ModuleType
 
-from . import evidence, reference, schedules
+from . import diagnostics, evidence, reference, schedules
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import UnsupportedSiteError
 from .terms import ELBOTerms
@@ -27,6 +27,7 @@ __all__ = [
     "TraceGap_ELBO",
     "TraceKL_ELBO",
     "UnsupportedSiteError",
+    "diagnostics",
     "evidence",
     "plots",
     "reference",

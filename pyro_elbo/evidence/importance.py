@@ -105,7 +105,7 @@ class ImportanceWeighting:
 
     def _by_datum(self, weigher: Weigher) -> EvidenceEstimate:
         batches = weigher.batches()
-        weights = [LogWeights(self.num_samples) for _ in batches]
+        weights = [self._accumulator() for _ in batches]
         constant: Any = 0.0
         with self._bar(len(batches) * self.num_samples) as bar:
             for batch, batch_weights in zip(batches, weights, strict=True):
@@ -119,7 +119,7 @@ class ImportanceWeighting:
     def _joint(self, weigher: Weigher) -> EvidenceEstimate:
         batches = weigher.batches()
         inner = self.num_local_samples if weigher.layout.local else 1
-        weights = LogWeights(self.num_samples)
+        weights = self._accumulator()
         with self._bar(len(batches) * self.num_samples) as bar:
             for size in self._chunks(weigher.rows * inner):
                 shared: dict[str, Any] = {}
@@ -133,6 +133,9 @@ class ImportanceWeighting:
                     bar.update(size)
                 weights.add(total)
         return of_joint(weigher.layout, weights)
+
+    def _accumulator(self) -> LogWeights:
+        return LogWeights(self.num_samples)
 
     def _chunks(self, rows: int) -> list[int]:
         size = self.chunk_size or max(1, MAX_NUMBERS // rows)

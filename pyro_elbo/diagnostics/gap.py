@@ -1,0 +1,160 @@
+r"""How far the ELBO is below the evidence: :math:`\mathrm{KL}(q \,\|\, p(z \mid x))`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evidence import (
+    BidirectionalMonteCarlo,
+    EvidenceEstimate,
+    EvidenceInterval,
+    ImportanceWeighting,
+)
+from ..evidence.mean_ratio import MeanLogRatio
+
+__all__ = ["DatumGap", "EvidenceGapEstimate", "evidence_gap"]
+
+
+@dataclass(frozen=True, eq=False)
+class DatumGap:
+    """The gap of each datum, in nats, without any scale.
+
+    Args:
+        plates: Names of the plates, in the order of the dims.
+        value: The gaps, one dim for each plate.
+        standard_error: Their Monte Carlo errors.
+        indices: The data's indices in the one plate; ``None`` for several.
+    """
+
+    plates: tuple[str, ...]
+    value: Tensor
+    standard_error: Tensor
+    indices: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceGapEstimate:
+    r"""The gap of a guide: 0-dim tensors in nats, of the whole data set.
+
+    Args:
+        evidence: The evidence.
+        elbo: The ELBO, as the loosest bound of it.
+        simulated: Both bounds of the evidence of simulated data, where asked for.
+
+    Where the evidence is a lower bound, so is the gap.
+    """
+
+    evidence: EvidenceEstimate
+    elbo: EvidenceEstimate
+    simulated: EvidenceInterval | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """Evidence minus ELBO."""
+        return self.evidence.value - self.elbo.value
+
+    @property
+    def standard_error(self) -> Tensor:
+        """The errors of the two, whose samples are independent, together."""
+        return torch.hypot(self.evidence.standard_error, self.elbo.standard_error)
+
+    @property
+    def per_datum(self) -> DatumGap:
+        """The gap of each datum.
+
+        Raises:
+            ValueError: The data are dependent.
+        """
+        evidence, elbo = self.evidence.per_datum, self.elbo.per_datum
+        if evidence is None or elbo is None:
+            raise ValueError(
+                "no datum has a gap of its own: "
+                f"{self.evidence.why_no_datum or self.elbo.why_no_datum}"
+            )
+        return DatumGap(
+            elbo.plates,
+            evidence.value - elbo.value,
+            torch.hypot(evidence.standard_error, elbo.standard_error),
+            elbo.indices,
+        )
+
+    def __str__(self) -> str:
+        sign = "=" if self.evidence.bound == "exact" else "≥"
+        lines = [
+            f"gap {sign} {self.value:.4f} ± {self.standard_error:.4f} nats",
+            f"  {self.evidence}".replace("\n", "\n  "),
+            f"  ELBO = {self.elbo.value:.4f} ± {self.elbo.standard_error:.4f} nats",
+        ]
+        if self.simulated is not None:
+            lines.append(f"  {self.simulated}")
+        return "\n".join(lines)
+
+
+def evidence_gap(
+    model: Any,
+    guide: Any,
+    *args: Any,
+    estimator: Any = None,
+    num_samples: int = 1000,
+    simulated: BidirectionalMonteCarlo | None = None,
+    **kwargs: Any,
+) -> EvidenceGapEstimate:
+    r"""How far the ELBO of a guide is below the evidence.
+
+    .. math:: \log p(x) - \mathrm{ELBO} = \mathrm{KL}(q(z) \,\|\, p(z \mid x)) \ge 0
+
+    Both are of the model as it stands, at :math:`\beta = 1` and without scales. On given data the
+    evidence is a lower bound (unless it is enumerated), and the gap at least what is printed.
+
+    Args:
+        model: The model.
+        guide: A guide with a density over each of its latents.
+        *args: What both take.
+        estimator: What estimates the evidence; :class:`~pyro_elbo.evidence.ImportanceWeighting`
+            with ``num_samples`` by default.
+        num_samples: Samples for the ELBO.
+        simulated: How to bound the evidence of simulated data from both sides, to be shown beside.
+        **kwargs: What both take.
+
+    Returns:
+        The gap, in total and per datum.
+
+    Raises:
+        ValueError: As the estimator.
+        UnsupportedSiteError: As the estimator.
+
+    Law:
+        With the exact evidence its mean is the KL of the guide to the posterior; with the posterior
+        as guide it is 0 with every sample.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_elbo import diagnostics
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0., 1.))
+        ...         pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.))
+        >>> gap = diagnostics.evidence_gap(model, guide, torch.tensor([0.5, -1.0]))
+        >>> exact = 1 - torch.tensor(2.).log()  # two data of (2 - 1 - log 2) / 2 each
+        >>> bool((gap.value - exact).abs() < 5 * gap.standard_error)
+        True
+
+    References:
+        *Inference Suboptimality in Variational Autoencoders* (Cremer, Li & Duvenaud, 2018),
+        arXiv 1801.03558.
+    """
+    estimator = ImportanceWeighting(num_samples) if estimator is None else estimator
+    options = {name: getattr(estimator, name, None) for name in ("plate", "chunk_size")}
+    bound = MeanLogRatio(num_samples, progress=getattr(estimator, "progress", True), **options)
+    elbo = bound.estimate(model, guide, *args, **kwargs)
+    evidence = estimator.estimate(model, guide, *args, **kwargs)
+    interval = None if simulated is None else simulated.estimate(model, guide, *args, **kwargs)
+    return EvidenceGapEstimate(evidence, elbo, interval)
