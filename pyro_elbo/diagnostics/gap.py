@@ -152,8 +152,9 @@ def evidence_gap(
         arXiv 1801.03558.
     """
     estimator = ImportanceWeighting(num_samples) if estimator is None else estimator
-    options = {name: getattr(estimator, name, None) for name in ("plate", "chunk_size")}
-    bound = MeanLogRatio(num_samples, progress=getattr(estimator, "progress", True), **options)
+    options: dict[str, Any] = {"plate": None, "chunk_size": None, "progress": True}
+    options = {name: getattr(estimator, name, default) for name, default in options.items()}
+    bound = MeanLogRatio(num_samples=num_samples, **options)
     elbo = bound.estimate(model, guide, *args, **kwargs)
     evidence = estimator.estimate(model, guide, *args, **kwargs)
     interval = None if simulated is None else simulated.estimate(model, guide, *args, **kwargs)
