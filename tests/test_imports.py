@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "steppers": ["elbo"],
     "interop": ["terms"],
     "evidence": ["terms", "elbo", "interop"],
-    "diagnostics": ["evidence", "terms", "interop"],
+    "diagnostics": ["elbo", "weighting", "evidence", "terms", "interop"],
     "training": [
         *["schedules", "terms", "weighting", "elbo", "steppers"],
         *["interop", "evidence", "diagnostics"],
@@ -36,7 +36,7 @@ ONLY_IN = {
     "arviz": ["interop"],
     "matplotlib": ["plots", "demo"],
     "sklearn": ["demo"],
-    "tqdm": ["evidence", "training", "demo"],
+    "tqdm": ["evidence", "training", "diagnostics", "demo"],
 }
 # Concepts that import nothing else from outside the standard library.
 ONLY_LIBRARIES = {
