@@ -3,6 +3,8 @@
 from .amortisation import AmortisationGap, amortisation_gap
 from .collapse import CollapseReport, posterior_collapse
 from .gap import DatumGap, EvidenceGapEstimate, evidence_gap
+from .rate import RateDistortion, rate_distortion
+from .signal import GradientSignal, gradient_signal
 from .surgery import SurgeryReport, elbo_surgery
 
 __all__ = [
@@ -10,9 +12,13 @@ __all__ = [
     "CollapseReport",
     "DatumGap",
     "EvidenceGapEstimate",
+    "GradientSignal",
+    "RateDistortion",
     "SurgeryReport",
     "amortisation_gap",
     "elbo_surgery",
     "evidence_gap",
+    "gradient_signal",
     "posterior_collapse",
+    "rate_distortion",
 ]

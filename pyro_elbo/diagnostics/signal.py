@@ -1,0 +1,126 @@
+r"""How much of a gradient is signal, and how much the noise of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..elbo import TraceKL_ELBO
+from ..evidence.checks import check_count
+from ..tables import table
+
+__all__ = ["GradientSignal", "gradient_signal"]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientSignal:
+    r"""The signal-to-noise ratio of the gradient of each parameter; ``print`` shows the weakest.
+
+    Args:
+        ratio: By name, :math:`|E[g]| / \sqrt{E|g - E[g]|^2}`, a 0-dim tensor; infinite where there
+            is no noise, nan where there is no gradient.
+        norm: By name, :math:`|E[g]|`, without what noise adds to it.
+        num_samples: Evaluations.
+    """
+
+    ratio: Mapping[str, Tensor]
+    norm: Mapping[str, Tensor]
+    num_samples: int
+
+    def __str__(self) -> str:
+        ordered = sorted(self.ratio, key=lambda name: float(self.ratio[name].nan_to_num(-1.0)))
+        rows = [["parameter", "|mean gradient|", "signal / noise"]]
+        rows += [[n, f"{float(self.norm[n]):.4g}", f"{float(self.ratio[n]):.4g}"] for n in ordered]
+        return table(rows, text=("parameter",))
+
+
+def gradient_signal(
+    model: Any,
+    guide: Any,
+    *args: Any,
+    elbo: Any = None,
+    num_samples: int = 50,
+    **kwargs: Any,
+) -> GradientSignal:
+    r"""The signal-to-noise ratio of the gradients that a loss gives.
+
+    .. math::
+        \widehat{|E[g]|^2} = |\bar g|^2 - \frac1S \hat V, \qquad
+        \hat V = \frac{1}{S - 1} \sum_s |g_s - \bar g|^2
+
+    Args:
+        model: The model.
+        guide: The guide.
+        *args: What both take.
+        elbo: The loss; :class:`~pyro_elbo.TraceKL_ELBO` by default. Its schedule does not move.
+        num_samples: Evaluations, at least 2.
+        **kwargs: What both take.
+
+    Returns:
+        The ratio of each parameter; gradients that parameters had are left as they were.
+
+    Raises:
+        ValueError: Too few samples, or there is no parameter.
+
+    Law:
+        Of ``num_particles`` times as many particles the ratio is ``sqrt(num_particles)`` times as
+        large.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_elbo import diagnostics
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0., 1.))
+        >>> def guide():
+        ...     loc = pyro.param("loc", torch.tensor(1.0))
+        ...     pyro.sample("z", dist.Normal(loc, 1.0))
+        >>> diagnostics.gradient_signal(model, guide).ratio["loc"]  # the KL is closed
+        tensor(inf)
+
+    References:
+        *Tighter Variational Bounds are Not Necessarily Better* (Rainforth et al., 2018),
+        arXiv 1802.04537.
+    """
+    check_count("num_samples", num_samples, 2)
+    elbo = TraceKL_ELBO() if elbo is None else elbo
+    parameters = _parameters(elbo, model, guide, args, kwargs)
+    if not parameters:
+        raise ValueError("neither model nor guide has a parameter that takes a gradient")
+    leaves = list(parameters.values())
+    samples = []
+    for _ in range(num_samples):
+        loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
+        samples.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    ratio, norm = {}, {}
+    for name, grads in zip(parameters, zip(*samples, strict=True), strict=True):
+        ratio[name], norm[name] = _signal([g for g in grads if g is not None], num_samples)
+    return GradientSignal(ratio, norm, num_samples)
+
+
+def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    with torch.no_grad(), poutine.trace(param_only=True) as captured:
+        elbo.differentiable_loss(model, guide, *args, **kwargs)
+    found = {}
+    for name, site in captured.trace.nodes.items():
+        value: Any = site["value"]
+        value = value.unconstrained() if hasattr(value, "unconstrained") else value
+        if value.requires_grad:
+            found[name] = value
+    return found
+
+
+def _signal(grads: list[Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
+    if not grads:
+        return torch.tensor(torch.nan), torch.tensor(0.0)
+    stacked = torch.stack([grad.flatten() for grad in grads])
+    mean = stacked.sum(0) / num_samples
+    absent = num_samples - len(grads)
+    noise = ((stacked - mean).square().sum() + absent * mean.square().sum()) / (num_samples - 1)
+    signal = (mean.square().sum() - noise / num_samples).clamp(min=0.0)
+    return (signal / noise).sqrt(), signal.sqrt()
