@@ -1,0 +1,130 @@
+"""The gap while a guide is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+from ..diagnostics import EvidenceGapEstimate, evidence_gap
+from ..evidence.checks import check_count
+
+__all__ = ["TrackEvidence"]
+
+
+class TrackEvidence:
+    """Measures evidence and ELBO now and then, and leaves training as it would have been.
+
+    Its random numbers are a stream of their own.
+
+    Args:
+        method: An estimator of :mod:`pyro_elbo.evidence`.
+        every: At steps that are multiples of this.
+        model: The model.
+        guide: The guide.
+        *args: What both take.
+        num_samples: Samples for the ELBO.
+        seed: Of its random numbers.
+        **kwargs: What both take.
+
+    Raises:
+        ValueError: ``every`` or ``num_samples`` is too small.
+
+    Law:
+        Training with it and without it ends at the same parameters, bit for bit.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_elbo import TraceKL_ELBO, evidence
+        >>> from pyro_elbo.training import TrackEvidence
+        >>> def model(x):
+        ...     pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0., 1.)), 1.), obs=x)
+        >>> def guide(x):
+        ...     pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.)), 0.7))
+        >>> x = torch.tensor(2.0)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceKL_ELBO())
+        >>> track = TrackEvidence(evidence.ImportanceWeighting(500), 10, model, guide, x)
+        >>> for step in range(21):
+        ...     track(step)
+        ...     _ = svi.step(x)
+        >>> track.steps, bool(track.gap[0] > track.gap[-1])
+        ([0, 10, 20], True)
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        every: int,
+        model: Any,
+        guide: Any,
+        *args: Any,
+        num_samples: int = 100,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_count("every", every, 1)
+        check_count("num_samples", num_samples, 2)
+        self._method, self._every, self._num_samples = method, every, num_samples
+        self._program = model, guide, *args
+        self._kwargs = kwargs
+        self._state: Any = None
+        self._seed = seed
+        self.steps: list[int] = []
+        self.estimates: list[EvidenceGapEstimate] = []
+
+    def __call__(self, step: int) -> None:
+        """Measure, where it is time.
+
+        Args:
+            step: The number of steps that were taken.
+        """
+        if step % self._every:
+            return
+        with self._own_stream():
+            estimate = evidence_gap(
+                *self._program,
+                estimator=self._method,
+                num_samples=self._num_samples,
+                **self._kwargs,
+            )
+        self.steps.append(step)
+        self.estimates.append(estimate)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """The evidence at each step measured, in nats."""
+        return torch.stack([estimate.evidence.value for estimate in self.estimates])
+
+    @property
+    def log_evidence_error(self) -> Tensor:
+        """Its standard error."""
+        return torch.stack([estimate.evidence.standard_error for estimate in self.estimates])
+
+    @property
+    def elbo(self) -> Tensor:
+        """The ELBO at each step measured, in nats."""
+        return torch.stack([estimate.elbo.value for estimate in self.estimates])
+
+    @property
+    def gap(self) -> Tensor:
+        """The one minus the other."""
+        return self.log_evidence - self.elbo
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        state = get_rng_state()
+        try:
+            if self._state is None:
+                pyro.set_rng_seed(self._seed)
+            else:
+                set_rng_state(self._state)
+            yield
+            self._state = get_rng_state()
+        finally:
+            set_rng_state(state)
