@@ -16,6 +16,7 @@ from types import ModuleType
 from . import diagnostics, evidence, reference, schedules
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import UnsupportedSiteError
+from .interop import to_inference_data
 from .terms import ELBOTerms
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "plots",
     "reference",
     "schedules",
+    "to_inference_data",
 ]
 
 

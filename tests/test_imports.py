@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "weighting": [],
     "elbo": ["schedules", "terms", "weighting"],
     "steppers": ["elbo"],
-    "interop": ["terms"],
+    "interop": ["elbo", "terms"],
     "evidence": ["terms", "elbo", "interop"],
     "diagnostics": ["elbo", "weighting", "evidence", "terms", "interop"],
     "training": [
@@ -34,6 +34,8 @@ TOP = ["__init__", "__main__", "demo"]
 # Libraries, each with the only places that may import it.
 ONLY_IN = {
     "arviz": ["interop"],
+    "arviz_stats": ["interop"],
+    "xarray": ["interop"],
     "matplotlib": ["plots", "demo"],
     "sklearn": ["demo"],
     "tqdm": ["evidence", "training", "diagnostics", "demo"],

@@ -36,6 +36,7 @@ class LogWeights:
         Raises:
             ValueError: A weight is nan or infinite.
         """
+        self._eps = torch.finfo(log_weights.dtype).eps
         log_weights = log_weights.detach().double()
         if log_weights.isnan().any() or (log_weights == math.inf).any():
             raise ValueError(
@@ -80,13 +81,9 @@ class LogWeights:
     @property
     def khat(self) -> Tensor:
         """Pareto shape of the tail, shape ``[*batch]``; nan where there is none to fit."""
-        tail = self._tail.reshape(len(self._tail), -1).T
-        missing = self._seen - tail.shape[1]
-        khats = [
-            float(psis_khat(torch.cat([row, row.new_full((missing,), NEVER)]).numpy()))
-            for row in tail.cpu()
-        ]
-        return tail.new_tensor(khats).reshape(self._log_sum.shape)
+        missing = self._tail.new_full((self._seen - len(self._tail), *self._tail.shape[1:]), NEVER)
+        weights = torch.cat([self._tail, missing]).movedim(0, -1).cpu()
+        return self._tail.new_tensor(psis_khat(weights.numpy(), eps=self._eps))
 
 
 def tail_length(num_samples: int) -> int:
