@@ -4,6 +4,7 @@ from .amortisation import AmortisationGap, amortisation_gap
 from .collapse import CollapseReport, posterior_collapse
 from .gap import DatumGap, EvidenceGapEstimate, evidence_gap
 from .rate import RateDistortion, rate_distortion
+from .report import Finding, GuideReport, guide_report
 from .signal import GradientSignal, gradient_signal
 from .surgery import SurgeryReport, elbo_surgery
 
@@ -12,13 +13,16 @@ __all__ = [
     "CollapseReport",
     "DatumGap",
     "EvidenceGapEstimate",
+    "Finding",
     "GradientSignal",
+    "GuideReport",
     "RateDistortion",
     "SurgeryReport",
     "amortisation_gap",
     "elbo_surgery",
     "evidence_gap",
     "gradient_signal",
+    "guide_report",
     "posterior_collapse",
     "rate_distortion",
 ]

@@ -1,0 +1,244 @@
+"""Is the guide any good: one page."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UnsupportedSiteError
+from ..tables import table
+from .collapse import CollapseReport, posterior_collapse
+from .gap import EvidenceGapEstimate, evidence_gap
+from .signal import GradientSignal, gradient_signal
+
+__all__ = ["Finding", "GuideReport", "guide_report"]
+
+MAX_GAP = 0.1
+MAX_KHAT = 0.7
+MAX_SHARE = 0.01
+MIN_SIGNAL = 0.1
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report.
+
+    Args:
+        what: What was measured.
+        value: The number, with its error where it has one.
+        threshold: What it is held to; empty where there is nothing to hold it to.
+        is_good: Whether it passes; ``None`` where that cannot be said.
+        advice: What to do, or why nothing can be said; empty where it passes.
+    """
+
+    what: str
+    value: str
+    threshold: str = ""
+    is_good: bool | None = None
+    advice: str = ""
+
+    @property
+    def mark(self) -> str:
+        """``ok``, ``look``, or ``?``, or nothing where there is no threshold."""
+        if not self.threshold:
+            return ""
+        return {True: "ok", False: "look", None: "?"}[self.is_good]
+
+
+@dataclass(frozen=True, eq=False)
+class GuideReport:
+    """What is known of a guide; ``print`` shows a page, the fields hold the numbers.
+
+    Args:
+        gap: Evidence, ELBO and their difference.
+        collapse: The latent units; ``None`` where there are none inside a data plate.
+        signal: The gradients; ``None`` where nothing has parameters.
+        findings: The lines of the page.
+    """
+
+    gap: EvidenceGapEstimate
+    collapse: CollapseReport | None
+    signal: GradientSignal | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing was found that needs a look."""
+        return all(finding.is_good is not False for finding in self.findings)
+
+    def __str__(self) -> str:
+        rows = [["", "value", "threshold", ""]]
+        rows += [[f.what, f.value, f.threshold, f.mark] for f in self.findings]
+        advice = [_wrapped(f"{f.what}: {f.advice}") for f in self.findings if f.advice]
+        lines = table(rows, text=("value", "threshold"))
+        return "\n".join([lines, *([""] if advice else []), *advice])
+
+
+def guide_report(
+    model: Any,
+    guide: Any,
+    *args: Any,
+    estimator: Any = None,
+    elbo: Any = None,
+    num_samples: int = 1000,
+    **kwargs: Any,
+) -> GuideReport:
+    r"""Ask of a guide what a person should know before using it.
+
+    How far its ELBO is below the evidence, whether its importance weights have a mean that can be
+    estimated (:math:`\hat k`), which latent units say nothing about the data, and which gradients
+    are mostly noise. Thresholds: a gap of 0.1 nats for each factor of the evidence (by Pinsker's
+    inequality the guide's probabilities are then off by at most 0.22); 0.7 for :math:`\hat k`; an
+    activity of 0.01; a signal of 0.1 of the noise.
+
+    Args:
+        model: The model.
+        guide: A guide with a density over each of its latents.
+        *args: What both take.
+        estimator: What estimates the evidence, as in :func:`evidence_gap`.
+        elbo: The loss whose gradients are looked at; as in :func:`gradient_signal`.
+        num_samples: Samples for evidence and ELBO.
+        **kwargs: What both take.
+
+    Raises:
+        ValueError: As :func:`evidence_gap`.
+        UnsupportedSiteError: As :func:`evidence_gap`.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_elbo import diagnostics
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0., 1.))
+        ...         pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def narrow(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.2))
+        >>> report = diagnostics.guide_report(model, narrow, torch.tensor([3., -2., 0.5]))
+        >>> report.passes
+        False
+        >>> [finding.what for finding in report.findings if finding.is_good is False]
+        ['gap per datum, worst', 'Pareto k > 0.7']
+
+    References:
+        *Yes, but Did It Work?: Evaluating Variational Inference* (Yao, Vehtari, Simpson & Gelman,
+        2018), arXiv 1802.02538.
+    """
+    gap = evidence_gap(model, guide, *args, estimator=estimator, num_samples=num_samples, **kwargs)
+    collapse, why_no_units = _units(model, guide, args, kwargs)
+    signal = _signal(model, guide, args, kwargs, elbo)
+    findings = (
+        *_of_evidence(gap),
+        _of_gap(gap),
+        _of_weights(gap),
+        _of_units(collapse, why_no_units),
+        *_of_gradients(signal),
+    )
+    return GuideReport(gap, collapse, signal, findings)
+
+
+def _units(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[CollapseReport | None, str]:
+    try:
+        return posterior_collapse(model, guide, *args, **kwargs), ""
+    except (ValueError, UnsupportedSiteError) as error:
+        return None, str(error)
+
+
+def _signal(model: Any, guide: Any, args: Any, kwargs: Any, elbo: Any) -> GradientSignal | None:
+    try:
+        return gradient_signal(model, guide, *args, elbo=elbo, **kwargs)
+    except ValueError:
+        return None
+
+
+def _of_evidence(gap: EvidenceGapEstimate) -> tuple[Finding, ...]:
+    sign = "" if gap.evidence.bound == "exact" else "≥ "
+    return (
+        Finding("ELBO", _number(gap.elbo.value, gap.elbo.standard_error)),
+        Finding("log p(x)", sign + _number(gap.evidence.value, gap.evidence.standard_error)),
+    )
+
+
+def _of_gap(gap: EvidenceGapEstimate) -> Finding:
+    try:
+        datum = gap.per_datum
+        worst = datum.value.argmax()
+        value = datum.value.flatten()[worst]
+        error = datum.standard_error.flatten()[worst]
+        name, many = "gap per datum, worst", f" (mean {float(datum.value.mean()):.3f})"
+    except ValueError:
+        value, error, name, many = gap.value, gap.standard_error, "gap", ""
+    is_good = bool(value <= MAX_GAP + 2 * error)
+    advice = (
+        "the posterior has a shape that the guide lacks, or training has not ended: train on, use "
+        "a richer family (AutoMultivariateNormal, a flow), or see diagnostics.amortisation_gap"
+    )
+    text = f"≥ {_number(value, error)}{many}"
+    return Finding(name, text, f"{MAX_GAP} nats", is_good, "" if is_good else advice)
+
+
+def _of_weights(gap: EvidenceGapEstimate) -> Finding:
+    estimate, what = gap.evidence, f"Pareto k > {MAX_KHAT}"
+    if estimate.bound == "exact":
+        return Finding(what, "not needed: the evidence is exact")
+    if math.isnan(float(estimate.khat)):
+        return Finding(what, "not needed: the weights have no tail")
+    if estimate.per_datum is None:
+        share, text, limit = float(estimate.khat > MAX_KHAT), f"{float(estimate.khat):.2f}", "no"
+    else:
+        bad = estimate.per_datum.khat > MAX_KHAT
+        share, limit = float(bad.double().mean()), f"{MAX_SHARE:.0%} of data"
+        text = f"{int(bad.sum()):,} of {bad.numel():,} data, worst {float(estimate.khat):.2f}"
+    is_good = share <= MAX_SHARE
+    advice = (
+        "the guide is too narrow somewhere, so that its weights, the evidence above and any "
+        "expectation by reweighting cannot be trusted: widen it, or estimate the evidence by "
+        "evidence.AnnealedImportance"
+    )
+    return Finding(what, text, limit, is_good, "" if is_good else advice)
+
+
+def _of_units(collapse: CollapseReport | None, why: str) -> Finding:
+    if collapse is None:
+        return Finding("dead units", "not known", "none", None, why)
+    dead = int((~collapse.active).sum())
+    text = f"{dead} of {len(collapse.units)}"
+    return Finding("dead units", text, "none", dead == 0, collapse.verdict if dead else "")
+
+
+def _of_gradients(signal: GradientSignal | None) -> tuple[Finding, ...]:
+    if signal is None:
+        return ()
+    ratios = {name: float(ratio) for name, ratio in signal.ratio.items() if not ratio.isnan()}
+    if not ratios:
+        return ()
+    weakest = min(ratios, key=lambda name: ratios[name])
+    is_good = ratios[weakest] >= MIN_SIGNAL
+    advice = (
+        "its gradient is mostly noise: either training has ended there, or it needs more particles "
+        "or a loss with closed forms"
+    )
+    text = f"{ratios[weakest]:.2g} ({weakest})"
+    return (
+        Finding(
+            "gradient signal / noise, least",
+            text,
+            f"{MIN_SIGNAL}",
+            is_good or None,
+            "" if is_good else advice,
+        ),
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+
+
+def _number(value: Tensor, error: Tensor) -> str:
+    return f"{float(value):.3f} ± {float(error):.3f}"

@@ -1,0 +1,107 @@
+"""A guide's report: what it holds the guide to, and what it says to do."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from test_evidence import X, discrete, discrete_guide, shared_only, shared_only_guide
+from torch import nn
+
+from pyro_elbo import UnsupportedSiteError, diagnostics, evidence, reference
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class Guide(PyroModule):
+    def __init__(self, slope, scale):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+        self.scale = scale
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, self.scale))
+
+
+def found(report):
+    return {finding.what: finding for finding in report.findings}
+
+
+def test_a_good_guide_passes():
+    report = diagnostics.guide_report(model, Guide(0.5, 0.72), X)
+    assert report.passes
+    assert "look" not in str(report)
+    assert {"ELBO", "log p(x)", "gap per datum, worst", "dead units"} < found(report).keys()
+
+
+def test_a_narrow_guide_does_not():
+    report = diagnostics.guide_report(model, Guide(0.5, 0.1), X)
+    findings = found(report)
+    assert not report.passes
+    assert findings["gap per datum, worst"].mark == "look"
+    assert findings["Pareto k > 0.7"].mark == "look"
+    assert "evidence.AnnealedImportance" in str(report)
+    assert findings["dead units"].mark == "ok"
+    assert max(map(len, str(report).splitlines())) <= 100
+
+
+def test_a_collapsed_guide_is_told():
+    problem = reference.LinearVAE()
+    problem.fit_maximum_likelihood(noise=50.0)
+    problem.set_guide_to_posterior()
+    report = diagnostics.guide_report(problem.model, problem.guide, problem.data)
+    assert found(report)["dead units"].mark == "look"
+    assert "collapsed" in str(report)
+    assert report.collapse.dead_share == 1.0
+
+
+def test_shared_latents_have_one_gap_and_no_units():
+    report = diagnostics.guide_report(shared_only, shared_only_guide, X)
+    findings = found(report)
+    assert findings["gap"].mark == "ok"
+    assert findings["dead units"].mark == "?"
+    assert report.collapse is None
+    assert report.signal is None
+
+
+def test_an_exact_evidence_needs_no_weights():
+    report = diagnostics.guide_report(discrete, discrete_guide, X, estimator=evidence.Enumeration())
+    assert found(report)["Pareto k > 0.7"].mark == ""
+    assert found(report)["log p(x)"].value[0] == "-"
+
+
+def test_noise_in_the_gradient_is_named():
+    report = diagnostics.guide_report(model, Guide(0.5, 0.5**0.5), X)
+    (finding,) = [f for f in report.findings if "signal" in f.what]
+    assert finding.mark == "?"
+    assert "slope" in finding.value
+
+
+def test_nothing_is_changed():
+    guide = Guide(0.5, 0.72)
+    guide.train()
+    diagnostics.guide_report(model, guide, X, num_samples=10)
+    assert guide.training
+    assert guide.slope.grad is None
+    assert guide.slope == 0.5
+
+
+def test_what_has_no_weights_is_refused():
+    def missing(x):
+        pass
+
+    def point(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(x))
+
+    with pytest.raises(ValueError, match="'z' is not sampled by the guide"):
+        diagnostics.guide_report(model, missing, X)
+    with pytest.raises(UnsupportedSiteError, match="'z'.*no density"):
+        diagnostics.guide_report(model, point, X)
