@@ -135,6 +135,21 @@ def test_a_chain_needs_its_history(cls, history):
 
 
 @loss_classes
+@pytest.mark.parametrize("back", range(2, 9))
+def test_no_site_may_reach_back_beyond_its_history(cls, back):
+    """Not even to the one whose dim it has; from nine sites back on it cannot be told."""
+
+    def model():
+        values = []
+        for t in pyro.markov(range(12)):
+            prob = 0.2 + 0.6 * values[t - back] if t >= back else 0.3
+            values.append(coin(f"c_{t}", prob, **PARALLEL))
+
+    with pytest.raises((ValueError, UnsupportedSiteError), match=f"'c_{back}'.*history="):
+        cls().loss(model, lambda: None)
+
+
+@loss_classes
 def test_hidden_sites_in_a_markov_chain(cls):
     def model():
         for t in pyro.markov(range(3)):
