@@ -21,9 +21,10 @@ class DimMessenger(EnumMessenger):
 
     A dim that ``pyro.markov`` recycles is not given to a later site outside of it, nor one of the
     guide to a site that the model sums out; and a replayed sample keeps the dims that it has from
-    the guide, whatever is in scope in the model. Dims are recycled in turn, the oldest of
-    eight first, so that a site that reaches back beyond its history is told, up to eight sites
-    back. A site that may depend on two sites with one dim is marked. Sites that ``poutine.block`` hides are in nobody's history.
+    the guide, whatever is in scope in the model. Dims are recycled in turn, the oldest of eight
+    first, so that a site that reaches back beyond its history is told, up to eight sites back. A
+    site that may depend on two sites with one dim is marked. Sites that ``poutine.block`` hides are
+    in nobody's history.
 
     Args:
         first_available_dim: In the guide, the first dim left of the plates.
