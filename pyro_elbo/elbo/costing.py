@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .costs import (
     weighted_costs,
     weighted_scores,
 )
-from .dependencies import Order, Parents, Program
+from .dependencies import Memory, Order, Parents, Program
 from .expectation import expected_costs
 from .grouping import group_latents
 from .marginals import Marginal, marginals_of
@@ -51,7 +51,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
 
     def _meet(self, model: Any, guide: Any) -> None:
         if self._met != (model, guide):
-            self._parents: dict[Any, tuple[Parents, Parents]] = {}
+            self._memories: dict[Any, Memory] = {}
         super()._meet(model, guide)
 
     def _check_affine(self, site: str) -> None:
@@ -90,7 +90,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         guides = {name: site for name, site in guide.items() if "beta" in site}
         summed = {name for marginal in marginals for name in marginal.members}
         names = tuple(priors), tuple(guides)
-        order = Order(*names, lambda: self._parents_of(names, trace_parents))
+        order = Order(*names, cache(trace_parents), self._memory_of(names))
         sites = [
             observed_costs(name, site, self.max_plate_nesting)
             for name, site in model.items()
@@ -101,14 +101,10 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         apply_obs_masks(groups, model)
         return sites + [self._latent(site, order) for site in groups]
 
-    def _parents_of(
-        self, structure: Any, trace_parents: Callable[[], tuple[Parents, Parents]]
-    ) -> tuple[Parents, Parents]:
-        if structure not in self._parents:
-            if len(self._parents) >= STRUCTURES:
-                self._parents.clear()
-            self._parents[structure] = trace_parents()
-        return self._parents[structure]
+    def _memory_of(self, structure: Any) -> Memory:
+        if structure not in self._memories and len(self._memories) >= STRUCTURES:
+            self._memories.clear()
+        return self._memories.setdefault(structure, Memory())
 
     def _latent(self, site: LatentSite, order: Order) -> SiteCosts:
         choice = choose(site, self.closed_form(site), order)

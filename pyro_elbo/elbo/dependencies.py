@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from .tracing import is_messenger, sample_sites
 
-__all__ = ["Order", "Parents", "Program"]
+__all__ = ["Memory", "Order", "Parents", "Program"]
 
 Parents = Mapping[str, frozenset[str]]
 _ESCAPES = {
@@ -31,6 +31,22 @@ _ESCAPES = {
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__"),
     *("__contains__", "__setitem__", "__iter__", "__format__", "__reduce_ex__"),
 }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What may be kept from one run to the next of programs with the same sites.
+
+    A later run may have other dependencies (a flag, an argument): that a closed form is right is
+    found out anew each time, that it is not costs no more than a sampled one where it is.
+
+    Args:
+        refuted: Pairs of a prior and a guide's site that are not mean field.
+        descents: Whether a site of the guide may be computed from others.
+    """
+
+    refuted: set[tuple[str, str]] = field(default_factory=set)
+    descents: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,11 +58,13 @@ class Order:
         guide: Names of the guide's sites.
         trace_parents: Finds the direct parents of each site, in the model and in the guide; asked
             only where the order proves nothing.
+        memory: What earlier runs found.
     """
 
     model: Sequence[str]
     guide: Sequence[str]
     trace_parents: Callable[[], tuple[Parents, Parents]]
+    memory: Memory
 
     def proves_mean_field(self, prior: str, guide: str) -> bool:
         """Whether no parent of a site in the model is a descendant of it in the guide.
@@ -59,17 +77,23 @@ class Order:
         after = self.guide[self.guide.index(guide) + 1 :]
         if set(before).isdisjoint(after):
             return True
-        in_model, in_guide = self.trace_parents()
-        if prior not in in_model or guide not in in_guide:
+        if (prior, guide) in self.memory.refuted:
             return False
-        return in_model[prior].isdisjoint(_descendants(guide, in_guide))
+        in_model, in_guide = self.trace_parents()
+        known = prior in in_model and guide in in_guide
+        proven = known and in_model[prior].isdisjoint(_descendants(guide, in_guide))
+        if not proven:
+            self.memory.refuted.add((prior, guide))
+        return proven
 
     def may_descend(self, name: str, ancestors: Sequence[str]) -> bool:
         """Whether a site of the guide may be computed from some of its others."""
-        in_guide = self.trace_parents()[1]
-        if name not in in_guide:
-            return True
-        return any(name in _descendants(ancestor, in_guide) for ancestor in ancestors)
+        key = (name, *ancestors)
+        if key not in self.memory.descents:
+            in_guide = self.trace_parents()[1]
+            found = (name in _descendants(ancestor, in_guide) for ancestor in ancestors)
+            self.memory.descents[key] = name not in in_guide or any(found)
+        return self.memory.descents[key]
 
 
 def _descendants(name: str, parents: Parents) -> set[str]:
@@ -168,6 +192,7 @@ def _aside() -> Iterator[None]:
 
 def _parents(trace: Any) -> Parents:
     return {
-        name: get_provenance(site["fn"].log_prob(site["value"])) - {name}
+        name: get_provenance([site["fn"].log_prob(site["value"]), site["mask"], site["scale"]])
+        - {name}
         for name, site in sample_sites(trace).items()
     }

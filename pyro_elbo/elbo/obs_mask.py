@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import UnsupportedSiteError
-from ..weighting import constrained_name, is_zero, unweighted
+from ..weighting import constrained_name, unweighted
+from .masks import add_mask
 from .sites import LatentSite
 
 __all__ = ["apply_obs_masks"]
@@ -41,15 +42,9 @@ def apply_obs_masks(sites: Iterable[LatentSite], model: Any) -> None:
                 )
             mask = unweighted(model[name])[1]
             for guide_site in site.guide_sites.values():
-                _mask(guide_site, mask)
+                add_mask(guide_site, mask)
 
 
 def _is_partly_observed(name: str, model: Any) -> bool:
     base = name.removesuffix(_LATENT)
     return base != name and f"{base}{_OBSERVED}" in model and model[name]["mask"] is not None
-
-
-def _mask(site: Any, mask: Any) -> None:
-    key = "unweighted_mask" if is_zero(site["beta"]) else "mask"
-    if site[key] is not mask:
-        site[key] = mask if site[key] is None else site[key] & mask

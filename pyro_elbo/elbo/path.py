@@ -23,6 +23,7 @@ from ..errors import UnsupportedSiteError
 from .cost import Cost
 from .costs import SiteCosts, weighted_costs
 from .sites import has_base
+from .supports import moves
 from .tracing import is_messenger, sample_sites, trace_pair
 
 __all__ = ["check_pathwise", "pair_at_leaves", "path_surrogate", "without_scores"]
@@ -76,9 +77,16 @@ def check_pathwise(sites: Sequence[SiteCosts], guide: Mapping[str, Any]) -> None
     """Check that every density of the guide is that of reparameterised samples.
 
     Raises:
-        UnsupportedSiteError: A site is not reparameterised, or is a factor.
+        UnsupportedSiteError: A site is not reparameterised, or is a factor; or its support moves.
     """
     for name, site in guide.items():
+        if moves(site["fn"]):
+            raise UnsupportedSiteError(
+                name,
+                "path_derivative leaves out the guide's score, whose mean is not 0 where "
+                "parameters move the support",
+                "use path_derivative=False, or a distribution whose support stays",
+            )
         if site_is_factor(site):
             raise UnsupportedSiteError(
                 name,

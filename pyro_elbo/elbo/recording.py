@@ -44,25 +44,47 @@ class Particle(NamedTuple):
 def record(
     particles: Sequence[Particle], objective: Tensor, default_beta: Any, log_evidence: Tensor | None
 ) -> ELBOTerms:
-    """Collect the particles' records site by site; nothing is reduced yet."""
+    """Collect the particles' records site by site; nothing is reduced yet.
+
+    A site that is observed in some runs and latent in others has a record of each.
+    """
+    named = _named(particles)
     first = {
         name: site
-        for particle in reversed(particles)
-        for branch in reversed(particle.branches)
-        for name, site in branch.sites.items()
+        for branches in reversed(named)
+        for sites in reversed(branches)
+        for name, site in sites.items()
     }
-    names = dict.fromkeys(
-        name for particle in particles for branch in particle.branches for name in branch.sites
-    )
-    sites = Sites({name: _site_terms(first[name], particles) for name in names})
+    names = dict.fromkeys(name for branches in named for sites in branches for name in sites)
+    sites = Sites({name: _site_terms(name, first[name], named) for name in names})
     indices = _shared_indices(particles)
     return ELBOTerms(sites, objective.detach(), indices, default_beta, log_evidence)
 
 
-def _site_terms(site: SiteCosts, particles: Sequence[Particle]) -> SiteTerms:
-    parts = tuple(_atoms(site.name, particle.branches) for particle in particles)
+def _named(particles: Sequence[Particle]) -> list[list[dict[str, SiteCosts]]]:
+    """For each particle and branch the sites, by names that mean one thing in all of them."""
+    branches = [branch for particle in particles for branch in particle.branches]
+    sites = [site for branch in branches for site in branch.sites.values()]
+    latent = {site.name for site in sites if site.beta is not None}
+
+    def name_of(site: SiteCosts) -> str:
+        is_both = site.beta is None and site.name in latent
+        return f"{site.name} (observed)" if is_both else site.name
+
+    return [
+        [{name_of(site): site for site in branch.sites.values()} for branch in particle.branches]
+        for particle in particles
+    ]
+
+
+def _site_terms(
+    name: str, site: SiteCosts, named: Sequence[Sequence[Mapping[str, SiteCosts]]]
+) -> SiteTerms:
+    parts = tuple(
+        _atoms([sites[name] for sites in branches if name in sites]) for branches in named
+    )
     return SiteTerms(
-        site.name,
+        name,
         site.role,
         site.beta,
         site.how,
@@ -74,9 +96,9 @@ def _site_terms(site: SiteCosts, particles: Sequence[Particle]) -> SiteTerms:
     )
 
 
-def _atoms(name: str, branches: Sequence[Branch]) -> dict[str, tuple[Atom, ...]]:
+def _atoms(sites: Sequence[SiteCosts]) -> dict[str, tuple[Atom, ...]]:
     atoms: dict[str, tuple[Atom, ...]] = {}
-    for site in (branch.sites[name] for branch in branches if name in branch.sites):
+    for site in sites:
         for part, costs in site.parts.items():
             new = tuple(cost.atom(_SIGNS.get(part, 1)) for cost in costs)
             atoms[part] = atoms.get(part, ()) + new

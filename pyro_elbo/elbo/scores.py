@@ -15,9 +15,11 @@ import torch
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
+from ..errors import UnsupportedSiteError
 from .baselines import Baseline
 from .cost import Cost
 from .densities import score_function
+from .supports import moves
 
 __all__ = ["Score", "WeightedCost", "score_surrogate", "scores_of"]
 
@@ -43,9 +45,22 @@ class Score:
 
 
 def scores_of(sites: Iterable[Any]) -> tuple[Score, ...]:
-    """The scores of those guide sites that are not reparameterised."""
+    """The scores of those guide sites that are not reparameterised.
+
+    Raises:
+        UnsupportedSiteError: Parameters move a site's support, so that its score is biased.
+    """
     scores = ((site, score_function(site)) for site in sites)
-    return tuple(Score(site, score) for site, score in scores if score is not None)
+    found = tuple(Score(site, score) for site, score in scores if score is not None)
+    for score in found:
+        if moves(score.site["fn"]):
+            raise UnsupportedSiteError(
+                score.name,
+                "it is not reparameterised, and parameters move its support, where a score "
+                "function is biased",
+                "reparameterise it, or use a distribution whose support stays",
+            )
+    return found
 
 
 def score_surrogate(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from .dims import DimMessenger
+from .masks import lift_masks
 
 __all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
 
@@ -107,6 +108,8 @@ class TracingELBO(ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> Pair:
         pair = self._trace_pair(model, guide, args, kwargs)
+        for trace in pair:
+            lift_masks(trace)
         if self._enumerates or not _awaits_enumeration(pair):
             self._check(*pair)
         return pair
