@@ -1,6 +1,7 @@
 """Is the guide any good: each function takes a model and a guide, and returns a frozen result."""
 
 from .amortisation import AmortisationGap, amortisation_gap
+from .calibration import Calibration, sbc, vsbc
 from .collapse import CollapseReport, posterior_collapse
 from .gap import DatumGap, EvidenceGapEstimate, evidence_gap
 from .rate import RateDistortion, rate_distortion
@@ -10,6 +11,7 @@ from .surgery import SurgeryReport, elbo_surgery
 
 __all__ = [
     "AmortisationGap",
+    "Calibration",
     "CollapseReport",
     "DatumGap",
     "EvidenceGapEstimate",
@@ -25,4 +27,6 @@ __all__ = [
     "guide_report",
     "posterior_collapse",
     "rate_distortion",
+    "sbc",
+    "vsbc",
 ]

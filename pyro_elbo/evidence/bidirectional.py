@@ -6,24 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from ..elbo.tracing import sample_sites
 from ..errors import UnsupportedSiteError
 from .annealed import AnnealedImportance, check_continuous, prior_of
 from .estimate import EvidenceEstimate
 from .results import of_data, of_joint
+from .simulation import Arguments, Values, simulate
 from .weigher import Weigher
 from .weights import LogWeights
 
 __all__ = ["BidirectionalMonteCarlo", "EvidenceInterval"]
-
-Values = Mapping[str, Tensor]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +74,7 @@ class BidirectionalMonteCarlo:
     Raises:
         UnsupportedSiteError: As in :class:`AnnealedImportance`; or a factor in the model, which no
             data follow; or a guide with auxiliary sites.
-        ValueError: A plate is subsampled.
+        ValueError: A plate is subsampled; or the model uses its data for more than it observes.
 
     Law:
         The upper bound minus the lower is at least 0 in expectation, and goes to 0 with the number
@@ -118,71 +111,16 @@ class BidirectionalMonteCarlo:
             *args: What both take.
             **kwargs: What both take.
         """
-        simulated, latents = _simulated(model, args, kwargs)
-        args, kwargs = self._arguments(_observed(model, args, kwargs), simulated, args, kwargs)
-        given = _Observe(simulated)(model)
-        start = guide if self.annealing.start == "guide" else prior_of(given)
-        weigher = Weigher(given, start, args, kwargs, self.annealing.plate)
-        _check(weigher, latents)
+        drawn = simulate(model, args, kwargs, self.arguments)
+        start = guide if self.annealing.start == "guide" else prior_of(drawn.model)
+        weigher = Weigher(drawn.model, start, drawn.args, drawn.kwargs, self.annealing.plate)
+        _check(weigher, drawn.latents)
         num_samples = self.annealing.num_samples
         with self.annealing.bar(3) as bar:
             run = self.annealing.run(weigher, weigher.batches()[0], bar)
-            lower, upper = run.forward(num_samples), run.backward(latents, num_samples)
+            lower, upper = run.forward(num_samples), run.backward(drawn.latents, num_samples)
         below, above = _estimate(weigher, lower, 1), _estimate(weigher, -upper, -1)
-        return EvidenceInterval(below, _negated(above), simulated)
-
-    def _arguments(self, observed: Values, simulated: Values, args: Any, kwargs: Any) -> Arguments:
-        if self.arguments is not None:
-            return self.arguments(simulated)
-
-        def replaced(argument: Any) -> Any:
-            for name, value in observed.items():
-                if isinstance(argument, Tensor) and torch.equal(argument, value):
-                    return simulated[name]
-            return argument
-
-        return tuple(map(replaced, args)), {name: replaced(arg) for name, arg in kwargs.items()}
-
-
-class _Simulate(Messenger):
-    """Draws what is observed."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        determined = msg["infer"].get("_deterministic") or site_is_factor(msg)
-        if msg["is_observed"] and not determined:
-            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-
-
-class _Observe(Messenger):
-    """Observes other values."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-
-
-@torch.no_grad()
-def _simulated(model: Any, args: Any, kwargs: Any) -> tuple[Values, Values]:
-    """Data and the latents that they come from."""
-    sites = sample_sites(poutine.trace(_Simulate()(model)).get_trace(*args, **kwargs))
-    for name in filter(lambda name: site_is_factor(sites[name]), sites):
-        raise UnsupportedSiteError(
-            name,
-            "it is a factor, and no data can be simulated from it",
-            "write it as an observed site, or simulate without it",
-        )
-    data = {name: site["value"] for name, site in sites.items() if site["is_observed"]}
-    return data, {name: site["value"] for name, site in sites.items() if name not in data}
-
-
-@torch.no_grad()
-def _observed(model: Any, args: Any, kwargs: Any) -> Values:
-    sites = sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-    return {name: site["value"] for name, site in sites.items() if site["is_observed"]}
+        return EvidenceInterval(below, _negated(above), drawn.data)
 
 
 def _check(weigher: Weigher, latents: Values) -> None:

@@ -1,0 +1,295 @@
+"""Whether a guide is calibrated on data that the model itself simulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..evidence.checks import check_count
+from ..evidence.ratios import RatioELBO, sampled
+from ..evidence.simulation import Arguments, Simulation, Values, simulate
+from ..tables import table
+
+__all__ = ["Calibration", "sbc", "vsbc"]
+
+LEVEL = 0.01
+SHOWN = 10
+Refit = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    r"""Where the truth lies among the guide's samples, over simulated data sets.
+
+    Args:
+        method: ``"VSBC"`` or ``"SBC"``.
+        names: Names of the scalar latents, such as ``"z[0]"``.
+        probabilities: :math:`\Pr_q(z < z_\mathrm{true})`, ties counted by chance, shape
+            ``[simulations, scalars]``.
+        p_values: Of the test of each scalar: that the probabilities are symmetric about 1/2
+            (VSBC), or uniform (SBC).
+        level: What the least of them is held to, over all scalars together (Bonferroni).
+    """
+
+    method: str
+    names: tuple[str, ...]
+    probabilities: Tensor
+    p_values: Tensor
+    level: float = LEVEL
+
+    @property
+    def flagged(self) -> Tensor:
+        """Which scalars fail, shape ``[scalars]``."""
+        return self.p_values < self.level / len(self.names)
+
+    @property
+    def passes(self) -> bool:
+        """Whether none does."""
+        return not bool(self.flagged.any())
+
+    def finding(self, at: int) -> str:
+        """What is wrong with a scalar, in words."""
+        if not self.flagged[at]:
+            return "ok"
+        values = self.probabilities[:, at]
+        shift = float(values.mean() - 0.5) / float(values.std() / len(values) ** 0.5)
+        words = []
+        if abs(shift) > 2:
+            words.append("too low" if shift > 0 else "too high")
+        if self.method == "SBC":
+            spread = float((values - values.mean()).square().mean())
+            words.append("too narrow" if spread > 1 / 12 else "too wide")
+        return ", ".join(words) or "asymmetric"
+
+    def __str__(self) -> str:
+        order = self.p_values.argsort()[:SHOWN].tolist()
+        rows = [["latent", "mean Pr(z < truth)", "p-value", "the guide is"]]
+        for at in order:
+            mean = float(self.probabilities[:, at].mean())
+            rows.append(
+                [self.names[at], f"{mean:.3f}", f"{self.p_values[at]:.2g}", self.finding(at)]
+            )
+        more = len(self.names) - len(order)
+        tail = [f"and {more} more"] if more else []
+        head = f"{self.method} on {len(self.probabilities)} simulated data sets"
+        verdict = "nothing flagged" if self.passes else f"{int(self.flagged.sum())} flagged"
+        line = f"{verdict} at {self.level:g} over {len(self.names)} latents together"
+        return "\n".join([head, table(rows, text=("the guide is",)), *tail, line])
+
+
+def vsbc(
+    model: Any,
+    guide: Any,
+    *args: Any,
+    refit: Refit | None = None,
+    arguments: Callable[[Values], Arguments] | None = None,
+    num_simulations: int = 100,
+    num_samples: int = 200,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Calibration:
+    r"""Variational simulation-based calibration: whether the guide's values are too low or high.
+
+    .. math::
+        z^* \sim p(z),\ x^* \sim p(x \mid z^*),\quad p = \Pr_{q(z \mid x^*)}(z < z^*)
+
+    Were the guide the posterior, p would be uniform. VSBC tests less, the symmetry of p about 1/2,
+    which holds where the guide's centre is right on average, whatever its spread: a guide that is
+    too narrow on both sides alike passes, and :func:`sbc` flags it.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        *args: What both take.
+        refit: From model, guide and arguments, all at simulated data, to the guide that is fitted
+            to them; ``None`` for amortised guides, which see the data among their arguments.
+            Parameters, and Pyro's store, are put back after each.
+        arguments: From simulated data, by observed site, to the arguments at them; by default an
+            argument that equals an observed value is replaced.
+        num_simulations: Simulated data sets.
+        num_samples: Samples of the guide for each.
+        progress: Whether work of over a second shows a bar.
+        **kwargs: What both take.
+
+    Raises:
+        ValueError: Without ``refit``, no argument holds the data; or a plate is subsampled.
+        UnsupportedSiteError: The model has a factor.
+
+    Law:
+        With the posterior as guide the flags are false, at the stated level.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_elbo import diagnostics
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0., 1.))
+        ...     pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def shifted(x):
+        ...     pyro.sample("z", dist.Normal(x / 2 + 0.8, 0.7))
+        >>> print(diagnostics.vsbc(model, shifted, torch.tensor(0.)).finding(0))
+        too high
+
+    References:
+        *Yes, but Did It Work?: Evaluating Variational Inference* (Yao, Vehtari, Simpson & Gelman,
+        2018), arXiv 1802.02538.
+    """
+    names, values = _probabilities(
+        model, guide, args, kwargs, refit, arguments, num_simulations, num_samples, progress
+    )
+    tests = [stats.ks_2samp(row, 1 - row).pvalue for row in values.T.numpy()]
+    return Calibration("VSBC", names, values, torch.tensor(tests))
+
+
+def sbc(
+    model: Any,
+    guide: Any,
+    *args: Any,
+    refit: Refit | None = None,
+    arguments: Callable[[Values], Arguments] | None = None,
+    num_simulations: int = 100,
+    num_samples: int = 200,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Calibration:
+    r"""Simulation-based calibration of a guide: whether its intervals hold what they say.
+
+    The rank of the truth among the guide's samples is uniform where the guide is the posterior.
+    More ranks at both ends say that the guide is too narrow, fewer that it is too wide, more at one
+    end that it is shifted.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        *args: What both take.
+        refit: As in :func:`vsbc`.
+        arguments: As in :func:`vsbc`.
+        num_simulations: Simulated data sets.
+        num_samples: Samples of the guide for each.
+        progress: Whether work of over a second shows a bar.
+        **kwargs: What both take.
+
+    Raises:
+        ValueError: As :func:`vsbc`.
+        UnsupportedSiteError: As :func:`vsbc`.
+
+    Law:
+        With the posterior as guide the flags are false, at the stated level.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_elbo import diagnostics
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0., 1.))
+        ...     pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def narrow(x):
+        ...     pyro.sample("z", dist.Normal(x / 2, 0.2))
+        >>> print(diagnostics.sbc(model, narrow, torch.tensor(0.)).finding(0))
+        too narrow
+
+    References:
+        *Validating Bayesian Inference Algorithms with Simulation-Based Calibration* (Talts et al.,
+        2018), arXiv 1804.06788.
+    """
+    names, values = _probabilities(
+        model, guide, args, kwargs, refit, arguments, num_simulations, num_samples, progress
+    )
+    tests = [stats.kstest(row, "uniform").pvalue for row in values.T.numpy()]
+    return Calibration("SBC", names, values, torch.tensor(tests))
+
+
+def _probabilities(
+    model: Any,
+    guide: Any,
+    args: Any,
+    kwargs: Any,
+    refit: Refit | None,
+    arguments: Any,
+    num_simulations: int,
+    num_samples: int,
+    progress: bool,
+) -> tuple[tuple[str, ...], Tensor]:
+    check_count("num_simulations", num_simulations, 10)
+    check_count("num_samples", num_samples, 10)
+    rows: list[Tensor] = []
+    names: tuple[str, ...] = ()
+    steps = range(num_simulations)
+    for _ in tqdm(steps, desc="simulations", delay=1.0, leave=False, disable=not progress):
+        drawn = simulate(model, args, kwargs, arguments)
+        if refit is None and not drawn.is_in_arguments:
+            raise ValueError(
+                "no argument of the guide equals an observed value, so that it cannot see the "
+                "simulated data; pass arguments=, from the data to the arguments, or refit="
+            )
+        with _put_back(guide):
+            fitted = guide
+            if refit is not None:
+                fitted = refit(drawn.model, guide, *drawn.args, **drawn.kwargs)
+            found = _ranks(drawn, fitted, num_samples)
+        names = tuple(name for site, rank in found.items() for name in _scalars(site, rank))
+        rows.append(torch.cat([rank.flatten() for rank in found.values()]))
+    return names, torch.stack(rows)
+
+
+def _ranks(drawn: Simulation, guide: Any, num_samples: int) -> dict[str, Tensor]:
+    """The share of the guide's samples below each true value, ties broken by chance."""
+    probe = RatioELBO(1, float("inf"))
+    probe.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    frames = [f for site in probe.pair[0].nodes.values() for f in site.get("cond_indep_stack", ())]
+    if any(frame.full_size not in (None, frame.size) for frame in frames):
+        raise ValueError("a plate is subsampled; simulate with the full data (subsample_size=None)")
+    nesting = max((-(frame.dim or 0) for frame in frames), default=0)
+    elbo = RatioELBO(num_samples, nesting)
+    elbo.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    sites = elbo.pair[0].nodes
+    return {
+        name: _rank(sites[name]["value"], truth)
+        for name, truth in drawn.latents.items()
+        if name in sites and name in elbo.pair[1].nodes
+    }
+
+
+def _rank(samples: Tensor, truth: Tensor) -> Tensor:
+    below = (samples < truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
+    ties = (samples == truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
+    below, ties = (count.reshape(truth.shape) for count in (below, ties))
+    chance = torch.rand_like(below) * (ties + 1)
+    return (below + chance) / (len(samples) + 1)
+
+
+def _scalars(site: str, rank: Tensor) -> list[str]:
+    if not rank.dim():
+        return [site]
+    places = torch.cartesian_prod(*map(torch.arange, rank.shape)).reshape(-1, rank.dim())
+    return [f"{site}[{', '.join(map(str, place))}]" for place in places.tolist()]
+
+
+@contextmanager
+def _put_back(guide: Any) -> Iterator[None]:
+    """Undo what a fit does to a guide's parameters and to Pyro's store."""
+    module = guide if isinstance(guide, nn.Module) else None
+    kept: Mapping[str, Any] = {}
+    if module is not None:
+        kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    store = pyro.get_param_store()
+    state = {name: value.detach().clone() for name, value in store._params.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in (module.state_dict() if module is not None else {}).items():
+                if name in kept:
+                    value.copy_(kept[name])
+            for name in [name for name in store._params if name not in state]:
+                del store[name]
+            for name, value in state.items():
+                store._params[name].copy_(value)

@@ -1,0 +1,134 @@
+"""Data that a model simulates, put in the place of those that it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+
+from ..elbo.tracing import sample_sites
+from ..errors import UnsupportedSiteError
+
+__all__ = ["Arguments", "Simulation", "Values", "simulate"]
+
+Values = Mapping[str, Tensor]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """One data set, and the latents that it comes from: an exact sample of their posterior.
+
+    Args:
+        model: The model, which observes these data.
+        args: Its arguments, and the guide's, at these data.
+        kwargs: The others.
+        data: The data, by observed site.
+        latents: The latents, by site.
+        is_in_arguments: Whether an argument was replaced.
+    """
+
+    model: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    data: Values
+    latents: Values
+    is_in_arguments: bool
+
+
+@torch.no_grad()
+def simulate(
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    arguments: Callable[[Values], Arguments] | None = None,
+) -> Simulation:
+    """Run a model forwards.
+
+    Args:
+        model: The model.
+        args: What it takes.
+        kwargs: What it takes.
+        arguments: From the data, by observed site, to the arguments at them; by default an argument
+            that equals an observed value is replaced by what was simulated for it.
+
+    Raises:
+        UnsupportedSiteError: The model has a factor, from which no data follow.
+        ValueError: The simulated data have another density at the new arguments: the model uses its
+            arguments for more than what it observes.
+    """
+    given = sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
+    observed = {name: site["value"] for name, site in given.items() if site["is_observed"]}
+    trace = poutine.trace(_Simulate()(model)).get_trace(*args, **kwargs)
+    sites = sample_sites(trace)
+    for name in filter(lambda name: site_is_factor(sites[name]), sites):
+        raise UnsupportedSiteError(
+            name,
+            "it is a factor, and no data can be simulated from it",
+            "write it as an observed site, or simulate without it",
+        )
+    data = {name: site["value"] for name, site in sites.items() if site["is_observed"]}
+    latents = {name: site["value"] for name, site in sites.items() if name not in data}
+    own_args, own_kwargs = (
+        _replaced(observed, data, args, kwargs) if arguments is None else arguments(data)
+    )
+    moved = arguments is not None or not _same(args, kwargs, own_args, own_kwargs)
+    observing = _Observe(data)(model)
+    _check(observing, own_args, own_kwargs, trace)
+    return Simulation(observing, own_args, own_kwargs, data, latents, moved)
+
+
+def _replaced(observed: Values, data: Values, args: Any, kwargs: Any) -> Arguments:
+    def replaced(argument: Any) -> Any:
+        for name in filter(data.__contains__, observed):
+            if isinstance(argument, Tensor) and torch.equal(argument, observed[name]):
+                return data[name]
+        return argument
+
+    return tuple(map(replaced, args)), {name: replaced(arg) for name, arg in kwargs.items()}
+
+
+def _same(args: Any, kwargs: Any, other_args: Any, other_kwargs: Any) -> bool:
+    pairs = zip((*args, *kwargs.values()), (*other_args, *other_kwargs.values()), strict=True)
+    return all(one is other for one, other in pairs)
+
+
+def _check(model: Any, args: Any, kwargs: Any, simulated: Any) -> None:
+    replayed = poutine.trace(poutine.replay(model, trace=simulated)).get_trace(*args, **kwargs)
+    sites = sample_sites(replayed)
+    for name, site in sample_sites(simulated).items():
+        before = site["fn"].log_prob(site["value"])
+        after = sites[name]["fn"].log_prob(sites[name]["value"]) if name in sites else before + 1
+        if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3):
+            raise ValueError(
+                f"site {name!r} has another density at the simulated data: the model uses its "
+                "arguments for more than what it observes, so that what it simulates at them is "
+                "no sample of it; take what is observed from the sites, or pass arguments="
+            )
+
+
+class _Simulate(Messenger):
+    """Draws what is observed."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        determined = msg["infer"].get("_deterministic") or site_is_factor(msg)
+        if msg["is_observed"] and not determined:
+            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+
+
+class _Observe(Messenger):
+    """Observes other values."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
