@@ -25,5 +25,5 @@ def lift_masks(trace: Any) -> None:
 def add_mask(site: Any, mask: Any) -> None:
     """Hide what a mask hides, besides what the site's own hides."""
     key = "unweighted_mask" if "beta" in site and is_zero(site["beta"]) else "mask"
-    if site[key] is not mask:
+    if mask is not True and site[key] is not mask:
         site[key] = mask if site[key] is None else site[key] & mask

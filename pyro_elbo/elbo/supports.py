@@ -2,8 +2,10 @@ r"""Supports that move with parameters, under which :math:`E_q[\nabla \log q] = 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import (
@@ -16,7 +18,6 @@ from torch.distributions import (
 
 __all__ = ["moves"]
 
-Region = Literal["line", "half-line", "other"]
 _WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
@@ -25,7 +26,7 @@ def moves(fn: Any) -> bool:
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     if isinstance(fn, TransformedDistribution) and "support" not in _own_attributes(fn):
-        return moves(fn.base_dist) or _carried(fn.transforms, _region(fn.base_dist.support)) is None
+        return moves(fn.base_dist) or _is_moved(fn.base_dist.support, fn.transforms)
     return any(tensor.requires_grad for tensor in _tensors(getattr(fn, "support", None)))
 
 
@@ -35,38 +36,65 @@ def _own_attributes(fn: Any) -> set[str]:
     return {name for cls in classes[:plain] for name in vars(cls)}
 
 
-def _carried(transforms: Any, region: Region | None) -> Region | None:
-    """Where transforms take a region; ``None`` where that depends on what takes a gradient."""
+def _is_moved(region: Any, transforms: Any) -> bool:
+    """Whether transforms take a region to where it depends on what takes a gradient."""
+    for transform in _flat(transforms):
+        if _is_same(transform.domain, region):
+            region = transform.codomain
+        elif _is_half_line(region) and (affine := _affine(transform)) is not None:
+            if _takes_gradient(affine.loc):
+                return True
+            at_zero = bool((torch.as_tensor(affine.loc) == 0).all())
+            if not at_zero and _takes_gradient(affine.scale):
+                return True
+            region = region if at_zero else None
+        elif _takes_gradient(transform):
+            return True
+        else:
+            region = None
+    return False
+
+
+def _flat(transforms: Any) -> Iterator[Any]:
     for transform in transforms:
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
         if isinstance(transform, ComposeTransform):
-            region = _carried(transform.parts, region)
-        elif region is not None:
-            region = _moved(transform, region)
+            yield from _flat(transform.parts)
+        else:
+            yield transform
+
+
+def _affine(transform: Any) -> Any:
+    """The affine transform that this is, or is the inverse of."""
+    inverse = getattr(transform, "_inv", None)
+    inner = inverse if isinstance(inverse, AffineTransform) else transform
+    return inner if isinstance(inner, AffineTransform) else None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    one, other = _of_one(one), _of_one(other)
+    return one is other or (_is_half_line(one) and _is_half_line(other)) or _is_unit(one, other)
+
+
+def _of_one(region: Any) -> Any:
+    """The constraint of one entry."""
+    while isinstance(region, constraints.independent):
+        region = region.base_constraint
     return region
 
 
-def _moved(transform: Any, region: Region) -> Region | None:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    if region == "line":
-        return _region(transform.codomain)
-    if isinstance(transform, AffineTransform):
-        by_scale = region == "half-line" and not _takes_gradient(transform.loc)
-        at_zero = isinstance(transform.loc, (int, float)) and transform.loc == 0
-        if by_scale and (at_zero or not _takes_gradient(transform.scale)):
-            return "half-line" if at_zero else "other"
-        return None if _takes_gradient(transform.loc, transform.scale) else "other"
-    return None if _takes_gradient(transform) else "other"
+def _is_half_line(region: Any) -> bool:
+    region = _of_one(region)
+    bound = getattr(region, "lower_bound", None)
+    at_zero = isinstance(bound, (int, float)) and bound == 0
+    return at_zero and not hasattr(region, "upper_bound")
 
 
-def _region(support: Any) -> Region:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.real:
-        return "line"
-    bound = getattr(support, "lower_bound", None)
-    at_zero = isinstance(bound, (int, float)) and bound == 0 and not hasattr(support, "upper_bound")
-    return "half-line" if at_zero else "other"
+def _is_unit(one: Any, other: Any) -> bool:
+    names = ("lower_bound", "upper_bound")
+    both = [[getattr(region, name, None) for name in names] for region in (one, other)]
+    return all(isinstance(b, (int, float)) for pair in both for b in pair) and both[0] == both[1]
 
 
 def _takes_gradient(*things: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
@@ -145,8 +145,7 @@ class Draws:
 
 def _is_reparameterised(site: Any) -> bool:
     """Whether an observed site holds a latent's prior, or only its value."""
-    is_value = isinstance(site["fn"], MaskedDistribution) and site["fn"]._mask is False
-    return "beta" in site or (is_value and has_base(site["fn"], Delta))
+    return "beta" in site or (site["mask"] is False and has_base(site["fn"], Delta))
 
 
 class Sampler:

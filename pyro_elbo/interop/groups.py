@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
-from operator import and_
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,12 +90,20 @@ def _log_likelihood(draws: Draws, masks: Group) -> Group:
     group: Group = {}
     for name in draws.observed:
         site, alone = _site(draws.model, name), _site(draws.alone, name)
-        value, dims = _laid_out(draws, name, site["fn"].log_prob(site["value"]))
-        other = laid_out(name, alone["fn"].log_prob(alone["value"]), 0, frames_of(alone), 1)
+        value, dims = _laid_out(draws, name, _density(site))
+        other = laid_out(name, _density(alone), 0, frames_of(alone), 1)
         _check_alone(draws, name, value[0], other.value[0])
         mask = masks[name].value.to(value.device)
         group[name] = Labelled(value.where(mask, 0), dims)
     return group
+
+
+def _density(site: Any) -> Tensor:
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    log_prob: Tensor = fn.log_prob(site["value"])
+    return log_prob
 
 
 def _check_alone(draws: Draws, name: str, first: Tensor, alone: Tensor) -> None:
@@ -117,19 +123,12 @@ def _check_alone(draws: Draws, name: str, first: Tensor, alone: Tensor) -> None:
 def _masks(draws: Draws) -> Group:
     group: Group = {}
     for name in draws.observed:
-        group[name] = _laid_out(
-            draws, name, reduce(and_, _masks_of(_site(draws.model, name)), True)
-        )
+        group[name] = _laid_out(draws, name, _mask_of(_site(draws.model, name)))
     return group
 
 
-def _masks_of(site: Any) -> Iterable[Any]:
-    fn = site["fn"]
-    while isinstance(fn, MaskedDistribution):
-        yield fn._mask
-        fn = fn.base_dist
-    if site["mask"] is not None:
-        yield site["mask"]
+def _mask_of(site: Any) -> Any:
+    return True if site["mask"] is None else site["mask"]
 
 
 def _sample_stats(terms: ELBOTerms) -> Group:

@@ -40,7 +40,7 @@ def mixture():
 
 NO_ENTROPY = {
     "Transformed": transformed,
-    "Masked": lambda: dist.Normal(1.0, 0.5).mask(True),
+    "Masked": lambda: dist.Normal(torch.ones(1), 0.5).mask(True).to_event(1),
     "Mixture": mixture,
 }
 
@@ -54,7 +54,12 @@ def test_no_entropy(cls, name):
     def without_entropy():
         draws.append(pyro.sample("z", NO_ENTROPY[name]()))
 
-    prior = dist.LogNormal(0.0, 1.0) if name == "Transformed" else dist.Normal(0.0, 1.0)
+    priors = {
+        "Transformed": dist.LogNormal(0.0, 1.0),
+        "Masked": dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        "Mixture": dist.Normal(0.0, 1.0),
+    }
+    prior = priors[name]
     terms = cls().decompose(lambda: pyro.sample("z", prior), without_entropy)
     site, log_q = terms.sites["z"], NO_ENTROPY[name]().log_prob(draws[-1])
     closed = cls is TraceKL_ELBO and name == "Transformed"
@@ -62,6 +67,14 @@ def test_no_entropy(cls, name):
     assert_close(terms.kl, KL if closed else log_q - prior.log_prob(draws[-1]), 10.0)
     assert site.how["log_guide"] == "sampled"
     assert site.how["kl"] == ("exact" if closed else "sampled")
+
+
+@loss_classes
+def test_a_mask_of_the_whole_distribution_leaves_its_entropy(cls):
+    """It is the site's mask, so that the density has its closed forms."""
+    terms = cls().decompose(model, lambda: pyro.sample("z", dist.Normal(1.0, 0.5).mask(True)))
+    closed = {TraceEntropy_ELBO: "exact", TraceKL_ELBO: "exact", TraceGap_ELBO: "sampled"}
+    assert terms.sites["z"].how["log_guide"] == closed[cls]
 
 
 @loss_classes
