@@ -130,7 +130,7 @@ def units_figure(results: Sequence[Result]) -> Figure:
         count = f"{held_out.active_units} of {len(held_out.unit_kl)} units active"
         ax.text(0.97, 0.92, count, transform=ax.transAxes, ha="right", va="top")
         ax.label_outer()
-    figure.suptitle("KL of each latent unit on held-out images (hollow: inactive)")
+    figure.suptitle("KL of each latent unit on held-out images (×: dead)")
     return figure
 
 

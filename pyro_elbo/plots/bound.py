@@ -12,17 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .palette import TERM_COLOURS, TERM_LABELS, axes_or_new
+from .palette import KL_HATCH, TERM_COLOURS, TERM_LABELS, TERM_MARKERS, axes_or_new
 
 __all__ = ["beta_curve", "bound_bars", "term_curves"]
+
+NUM_MARKERS = 8
 
 
 def term_curves(
     steps: ArrayLike, terms: Mapping[str, ArrayLike], *, unit: str = "nats", ax: Axes | None = None
 ) -> Axes:
-    """Terms over training, one line for each, in the term's own colour.
+    """Terms over training, one line for each, in the term's own colour and with its own marker.
 
-    The objective is dashed: where the weight is 1 it lies on the ELBO.
+    The objective is dashed: where the weight is 1 it lies on the ELBO. The markers are a few of
+    the steps, staggered so that none hides another.
 
     Args:
         steps: Training steps, shape [T].
@@ -41,9 +44,10 @@ def term_curves(
     steps = np.asarray(steps)
     curves = {name: _curve(name, values, steps) for name, values in terms.items()}
     ax = axes_or_new(ax)
-    for name, values in curves.items():
-        style = "--" if name == "objective" else "-"
-        ax.plot(steps, values, style, color=TERM_COLOURS[name], label=TERM_LABELS[name], lw=1.4)
+    for place, (name, values) in enumerate(curves.items()):
+        (line,) = ax.plot(steps, values, color=TERM_COLOURS[name], label=TERM_LABELS[name], lw=1.4)
+        line.set(linestyle="--" if name == "objective" else "-", marker=TERM_MARKERS[name])
+        line.set(markersize=4, markevery=_staggered(len(values), place, len(curves)))
     ax.set(xlabel="step", ylabel=unit)
     ax.margins(x=0.01)
     ax.grid(alpha=0.25, lw=0.6)
@@ -90,8 +94,8 @@ def bound_bars(
 ) -> Axes:
     """How far each bound is from 0, and why: the reconstruction's share, then the KL's.
 
-    Each bar starts at 0; the reconstruction leads down, the KL follows, and the bar ends at the
-    ELBO, which is written beside it.
+    Each bar starts at 0; the reconstruction leads down, the KL (hatched) follows, and the bar ends
+    at the ELBO, which is written beside it.
 
     Args:
         reconstruction: Expected log-likelihood of each bound, shape [R].
@@ -116,9 +120,11 @@ def bound_bars(
         )
     ax = axes_or_new(ax)
     rows = np.arange(len(labels))
-    parts = (("reconstruction", reconstruction, 0.0), ("kl", -kl, reconstruction))
-    for name, values, left in parts:
-        ax.barh(rows, values, left=left, color=TERM_COLOURS[name], label=TERM_LABELS[name])
+    parts = (("reconstruction", reconstruction, 0.0, ""), ("kl", -kl, reconstruction, KL_HATCH))
+    for name, values, left, hatch in parts:
+        bars = ax.barh(rows, values, left=left, color=TERM_COLOURS[name], label=TERM_LABELS[name])
+        for bar in bars:
+            bar.set(hatch=hatch, edgecolor="white", linewidth=0)
     for row, elbo in zip(rows, reconstruction - kl, strict=True):
         ax.annotate(
             f"{elbo:.2f}".replace("-", "−"),
@@ -133,10 +139,16 @@ def bound_bars(
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
     ends = np.concatenate([[0.0], reconstruction, reconstruction - kl])
-    ax.set_xlim(ends.min() - 0.12 * np.ptp(ends), ends.max())
+    ax.set_xlim(ends.min() - 0.18 * np.ptp(ends), ends.max())
     ax.set_xlabel(unit)
     ax.grid(axis="x", alpha=0.25, lw=0.6)
     return ax
+
+
+def _staggered(num_steps: int, place: int, num_curves: int) -> slice:
+    """Which of the steps are marked, so that each curve has its own."""
+    every = max(num_steps // NUM_MARKERS, 1)
+    return slice(place * every // num_curves, None, every)
 
 
 def _curve(name: str, values: ArrayLike, steps: np.ndarray) -> np.ndarray:

@@ -1,13 +1,22 @@
-"""One colour and one label for each term, and the Axes that a figure is drawn on."""
+"""One colour, label and marker for each term, and the Axes that a figure is drawn on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-__all__ = ["TERM_COLOURS", "TERM_LABELS", "axes_or_new"]
+__all__ = [
+    "KL_HATCH",
+    "MARK_COLOURS",
+    "TERM_COLOURS",
+    "TERM_LABELS",
+    "TERM_MARKERS",
+    "axes_or_new",
+    "legend",
+]
 
 TERM_COLOURS: Mapping[str, str] = MappingProxyType(
     {
@@ -43,6 +52,37 @@ TERM_LABELS: Mapping[str, str] = MappingProxyType(
 )
 """What a legend calls each term."""
 
+TERM_MARKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "elbo": "o",
+        "objective": "D",
+        "reconstruction": "^",
+        "kl": "s",
+        "weighted_kl": "v",
+        "entropy": "P",
+        "expected_log_joint": "X",
+        "expected_log_prior": "<",
+        "log_evidence": "*",
+        "gap": ">",
+        "beta": "d",
+    }
+)
+"""What marks each term's line, which a print without colours still shows."""
+
+MARK_COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "good": "#7A7A7A",
+        "fair": "#444444",
+        "bad": "#B2182B",
+        "guide": "#332288",
+        "reference": "#B0B0B0",
+    }
+)
+"""The colours of what is no term."""
+
+KL_HATCH = "///"
+"""What tells an area of the KL from the reconstruction's, beside its colour."""
+
 
 def axes_or_new(ax: Axes | None) -> Axes:
     """The given Axes, or the one of a new figure."""
@@ -51,3 +91,16 @@ def axes_or_new(ax: Axes | None) -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots(layout="constrained")[1]
+
+
+def legend(ax: Axes, handles: Sequence[Artist] | None = None, title: str | None = None) -> None:
+    """A legend that lets little through; of everything that has a label by default."""
+    shown = handles or ax.get_legend_handles_labels()[0]
+    ax.legend(
+        handles=shown,
+        title=title,
+        fontsize="small",
+        title_fontsize="small",
+        framealpha=0.85,
+        edgecolor="none",
+    )
