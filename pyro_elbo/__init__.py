@@ -15,7 +15,7 @@ from types import ModuleType
 
 from . import diagnostics, evidence, reference, schedules
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
-from .errors import UnsupportedSiteError
+from .errors import NonFiniteError, StopTraining, UnsupportedSiteError
 from .interop import to_inference_data
 from .terms import ELBOTerms
 
@@ -24,6 +24,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BetaELBOMixin",
     "ELBOTerms",
+    "NonFiniteError",
+    "StopTraining",
     "TraceEntropy_ELBO",
     "TraceGap_ELBO",
     "TraceKL_ELBO",

@@ -1,8 +1,8 @@
-"""What a loss cannot do, said with the site's name and the remedy."""
+"""What a loss cannot do, said with the site's name and the remedy; and what ends training."""
 
 from __future__ import annotations
 
-__all__ = ["UnsupportedSiteError"]
+__all__ = ["NonFiniteError", "StopTraining", "UnsupportedSiteError"]
 
 
 class UnsupportedSiteError(NotImplementedError):
@@ -21,3 +21,15 @@ class UnsupportedSiteError(NotImplementedError):
     def __init__(self, site: str, why: str, remedy: str) -> None:
         super().__init__(f"site {site!r}: {why}; {remedy}")
         self.site, self.why, self.remedy = site, why, remedy
+
+
+class NonFiniteError(ArithmeticError):
+    """A term or a gradient is nan or infinite; parameters are as they were before the step."""
+
+
+class StopTraining(Exception):  # noqa: N818
+    """Raised by a loss or a callback to end training; ``fit`` then returns its history.
+
+    Args:
+        reason: Why, in words.
+    """

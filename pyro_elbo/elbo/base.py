@@ -9,23 +9,23 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from pyro.infer.util import torch_backward
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
 from ..weighting import is_zero
-from .costing import CostingELBO
 from .dependencies import Program
 from .minibatches import MinibatchWatch
+from .nonfinite import nonfinite_terms
 from .plan import Plan, plan_of
 from .recording import Particle, record
+from .step import StepELBO
 from .tracing import sample_sites
 
 __all__ = ["ViewELBO"]
 
 
-class ViewELBO(CostingELBO):
+class ViewELBO(StepELBO):
     r"""Base of the losses: :math:`-(E_q[\log p(x \mid z)] - \sum_s \beta_s \mathrm{KL}_s)`.
 
     It traces the guide, replays the model, and turns each site into costs; every term follows from
@@ -43,12 +43,17 @@ class ViewELBO(CostingELBO):
         vectorize_particles: Whether the particles are drawn at once, in a plate.
         beta: The KL weight: a number, a schedule, or a mapping from latent sites to either; see
             :class:`~pyro_elbo.BetaELBOMixin`.
+        on_nonfinite: What a training step does where a term or gradient is nan or infinite:
+            ``"raise"`` an error that names it; ``"skip"`` the step, its gradients ``None``, so that
+            no optimiser moves, with one warning; or ``"stop"`` by
+            :class:`~pyro_elbo.StopTraining`.
         **kwargs: What else :class:`pyro.infer.ELBO` takes.
 
     Raises:
         TypeError: ``num_particles`` is no integer >= 1.
         ValueError: A latent is on one side only, or ``beta`` names an unknown site.
         UnsupportedSiteError: A site asks for what would be a wrong number; it says what to change.
+        NonFiniteError: In training, a term or a gradient is not finite; no parameter has moved.
 
     Law:
         ``-loss == terms.objective``, and the mean of every term and gradient is its closed form.
@@ -68,6 +73,7 @@ class ViewELBO(CostingELBO):
         *,
         vectorize_particles: bool = False,
         beta: Any = 1.0,
+        on_nonfinite: str = "raise",
         **kwargs: Any,
     ) -> None:
         if not isinstance(num_particles, Integral) or num_particles < 1:
@@ -79,6 +85,7 @@ class ViewELBO(CostingELBO):
             max_plate_nesting,
             vectorize_particles=vectorize_particles,
             beta=beta,
+            on_nonfinite=on_nonfinite,
             **kwargs,
         )
         self._terms: ELBOTerms | None = None
@@ -123,15 +130,6 @@ class ViewELBO(CostingELBO):
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return self._checked(float(loss))
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        """Minus the objective, in nats; adds its gradients to the parameters, and counts a step."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        torch_backward(loss, retain_graph=self.retain_graph)
-        self._count_evaluation()
-        return self._checked(float(loss.detach()))
-
     def decompose(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> ELBOTerms:
@@ -148,14 +146,19 @@ class ViewELBO(CostingELBO):
             return plan_of(self._evaluate(model, guide, args, kwargs)[1])
 
     def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
-        program = Program(model, guide, args, kwargs)
+        particles = self._particles(Program(model, guide, args, kwargs))
+        objective = self._objective(particles)
+        return objective, record(particles, objective, self._weights().default, self.log_evidence)
+
+    def _particles(self, program: Program) -> list[Particle]:
         particles: list[Particle] = []
-        for branches in self._get_branches(model, guide, args, kwargs):
+        for branches in self._get_branches(
+            program.model, program.guide, program.args, program.kwargs
+        ):
             if not particles and torch.is_grad_enabled() and not self._minibatches.done:
                 self._watch_minibatches(branches[0][0])
             particles.append(self._particle(branches, program))
-        objective = self._objective(particles)
-        return objective, record(particles, objective, self._weights().default, self.log_evidence)
+        return particles
 
     def _watch_minibatches(self, model_trace: Any) -> None:
         for name, plate in self._minibatches.see(sample_sites(model_trace), self._weights()):
@@ -199,9 +202,8 @@ class ViewELBO(CostingELBO):
 
     def _checked(self, loss: float) -> float:
         if math.isnan(loss):
-            sites = [name for name, site in self.terms.sites.items() if site.is_nan]
             warnings.warn(
-                f"the loss is nan, from the sites {sites}; check their parameters and data",
+                f"the loss is nan: {nonfinite_terms(self.terms)}; check parameters and data there",
                 UserWarning,
                 stacklevel=3,
             )

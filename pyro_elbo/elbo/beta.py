@@ -157,6 +157,10 @@ class BetaELBOMixin:
         """The loss as a :class:`torch.nn.Module` whose ``state_dict`` holds the step count."""
         return BetaELBOModule(model, guide, self)
 
+    def _admitted(self, loss: Tensor) -> Tensor:
+        """Hook: what a training call of the module returns in place of its loss."""
+        return loss
+
     def _count_evaluation(self) -> None:
         if not self._holding:
             self.advance()

@@ -50,6 +50,7 @@ class BetaELBOModule(ELBOModule):
         else:
             loss = self._checked_forward(super().forward, *args, **kwargs)
         if self.training and torch.is_grad_enabled():
+            loss = self.elbo._admitted(loss)
             self.elbo._count_evaluation()
         return loss
 

@@ -1,0 +1,121 @@
+"""One training step: its gradients, what they are held to, and who sees them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.util import torch_backward
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..weighting import is_zero
+from .costing import CostingELBO
+from .dependencies import Program
+from .nonfinite import (
+    NonFinitePolicy,
+    drop_gradients,
+    nonfinite_gradients,
+    nonfinite_terms,
+    parameters_of,
+    sites_to_blame,
+)
+from .recording import Particle
+
+__all__ = ["StepELBO"]
+
+GradientHook = Callable[[Mapping[str, Tensor]], None]
+
+
+class StepELBO(CostingELBO):
+    """Takes gradients only where every term and every gradient is finite."""
+
+    _terms: Any
+    differentiable_loss: Callable[..., Tensor]
+    _particles: Callable[[Program], Sequence[Particle]]
+
+    def __init__(self, *args: Any, on_nonfinite: str = "raise", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._nonfinite = NonFinitePolicy(on_nonfinite)
+        self._gradient_hooks: OrderedDict[int, GradientHook] = OrderedDict()
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """Minus the objective, in nats; adds its gradients to the parameters, and counts a step."""
+        state = torch.get_rng_state()
+        with poutine.trace(param_only=True) as captured:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        value, parameters = float(loss.detach()), parameters_of(captured.trace)
+        if math.isfinite(value):
+            torch_backward(loss, retain_graph=self.retain_graph)
+        bad = nonfinite_gradients(parameters)
+        if bad or not math.isfinite(value):
+            drop_gradients(parameters.values())
+            program = Program(model, guide, args, kwargs)
+            self._refuse(self._blame(bad, parameters, program, state))
+        else:
+            for hook in tuple(self._gradient_hooks.values()):
+                hook(parameters)
+        self._count_evaluation()
+        return value
+
+    def register_gradient_hook(self, hook: GradientHook) -> RemovableHandle:
+        """Have a function see, or change, the gradients of every ``loss_and_grads``.
+
+        Args:
+            hook: Called with the unconstrained parameters by name, their ``.grad`` finite, before
+                the optimiser sees them; not where the step is skipped.
+
+        Returns:
+            A handle whose ``remove()`` takes the hook away.
+        """
+        handle = RemovableHandle(self._gradient_hooks)
+        self._gradient_hooks[handle.id] = hook
+        return handle
+
+    @property
+    def num_skipped(self) -> int:
+        """Training steps skipped so far, under ``on_nonfinite="skip"``."""
+        return self._nonfinite.num_skipped
+
+    def _admitted(self, loss: Tensor) -> Tensor:
+        if not math.isfinite(loss.detach()):
+            self._refuse(nonfinite_terms(self._terms))
+            return torch.zeros_like(loss, requires_grad=True)
+        return loss
+
+    def _refuse(self, what: str) -> None:
+        self._nonfinite.meet(f"at step {self.step_count} {what}")
+
+    def _blame(
+        self,
+        bad: Mapping[str, str],
+        parameters: Mapping[str, Tensor],
+        program: Program,
+        state: Tensor,
+    ) -> str:
+        """What is not finite, from the terms, or from the same evaluation once more."""
+        if not bad:
+            return nonfinite_terms(self._terms)
+        name, kind = next(iter(bad.items()))
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            particles = self._particles(program)
+        sites = sites_to_blame(_totals(particles), parameters[name])
+        source = f"the terms of the sites {sites}" if sites else "the score function of its sites"
+        return f"the gradient of parameter {name!r} is {kind}, through {source}"
+
+
+def _totals(particles: Sequence[Particle]) -> dict[str, Any]:
+    """The total of each site that the objective has."""
+    totals: dict[str, Any] = {}
+    branches = [branch for particle in particles for branch in particle.branches]
+    for site in (site for branch in branches for site in branch.sites.values()):
+        if site.beta is None or not is_zero(site.beta):
+            totals[site.name] = totals.get(site.name, 0.0) + site.total()
+    return totals
