@@ -77,6 +77,18 @@ def test_an_exact_evidence_needs_no_weights():
     assert found(report)["log p(x)"].value[0] == "-"
 
 
+def test_too_few_samples_for_a_tail_are_told():
+    report = diagnostics.guide_report(model, Guide(0.5, 0.1), X, num_samples=24)
+    finding = found(report)["Pareto k > 0.7"]
+    assert finding.mark == "?"
+    assert "24 samples" in finding.advice
+
+
+def test_the_posterior_needs_no_tail():
+    report = diagnostics.guide_report(model, Guide(0.5, 0.5**0.5), X)
+    assert found(report)["Pareto k > 0.7"].value == "not needed: the weights have no tail"
+
+
 def test_noise_in_the_gradient_is_named():
     report = diagnostics.guide_report(model, Guide(0.5, 0.5**0.5), X)
     (finding,) = [f for f in report.findings if "signal" in f.what]

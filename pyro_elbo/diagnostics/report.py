@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from ..interop.arrays import MIN_SAMPLES
 from ..tables import table
 from .collapse import CollapseReport, posterior_collapse
 from .gap import EvidenceGapEstimate, evidence_gap
 from .signal import GradientSignal, gradient_signal
+from .tails import USABLE, WeightTails, wrapped
 
 __all__ = ["Finding", "GuideReport", "guide_report"]
 
 MAX_GAP = 0.1
-MAX_KHAT = 0.7
 MAX_SHARE = 0.01
 MIN_SIGNAL = 0.1
-WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class GuideReport:
     def __str__(self) -> str:
         rows = [["", "value", "threshold", ""]]
         rows += [[f.what, f.value, f.threshold, f.mark] for f in self.findings]
-        advice = [_wrapped(f"{f.what}: {f.advice}") for f in self.findings if f.advice]
+        advice = [wrapped(f"{f.what}: {f.advice}") for f in self.findings if f.advice]
         lines = table(rows, text=("value", "threshold"))
         return "\n".join([lines, *([""] if advice else []), *advice])
 
@@ -184,17 +182,23 @@ def _of_gap(gap: EvidenceGapEstimate) -> Finding:
 
 
 def _of_weights(gap: EvidenceGapEstimate) -> Finding:
-    estimate, what = gap.evidence, f"Pareto k > {MAX_KHAT}"
+    estimate, what = gap.evidence, f"Pareto k > {USABLE}"
     if estimate.bound == "exact":
         return Finding(what, "not needed: the evidence is exact")
-    if math.isnan(float(estimate.khat)):
+    count, limit = estimate.num_samples, "no"
+    if count < MIN_SAMPLES:
+        why = f"there are {count} samples, fewer than {MIN_SAMPLES}"
+        return Finding(what, "not known", limit, None, why)
+    of = estimate.per_datum or estimate
+    tails = WeightTails(count, of.khat, of.ess)
+    unusable = tails.unusable
+    if tails.missing.all() and not unusable.any():
         return Finding(what, "not needed: the weights have no tail")
-    if estimate.per_datum is None:
-        share, text, limit = float(estimate.khat > MAX_KHAT), f"{float(estimate.khat):.2f}", "no"
-    else:
-        bad = estimate.per_datum.khat > MAX_KHAT
-        share, limit = float(bad.double().mean()), f"{MAX_SHARE:.0%} of data"
-        text = f"{int(bad.sum()):,} of {bad.numel():,} data, worst {float(estimate.khat):.2f}"
+    text = "none fits" if tails.missing.all() else f"{float(estimate.khat):.2f}"
+    if estimate.per_datum is not None:
+        limit = f"{MAX_SHARE:.0%} of data"
+        text = f"{int(unusable.sum()):,} of {unusable.numel():,} data, worst {text}"
+    share = float(unusable.double().mean())
     is_good = share <= MAX_SHARE
     advice = (
         "the guide is too narrow somewhere, so that its weights, the evidence above and any "
@@ -234,10 +238,6 @@ def _of_gradients(signal: GradientSignal | None) -> tuple[Finding, ...]:
             "" if is_good else advice,
         ),
     )
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def _number(value: Tensor, error: Tensor) -> str:

@@ -72,7 +72,8 @@ def _standard_error(layout: Layout, datum: DatumEvidence, scale: float) -> Tenso
         totals = datum.value.sum(others) if others else datum.value
         drawn = layout.frames[layout.subsampled]
         unseen = 1.0 - drawn.size / drawn.full_size
-        variance = variance + drawn.full_size**2 * unseen * totals.var() / drawn.size
+        spread = totals.var() if drawn.size > 1 else totals.new_full((), torch.nan)
+        variance = variance + drawn.full_size**2 * unseen * spread / drawn.size
     return variance.sqrt()
 
 

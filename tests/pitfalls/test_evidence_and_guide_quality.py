@@ -9,9 +9,10 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGaussian, AutoNormal, AutoStructured
+from pyro.infer.importance import psis_diagnostic
 from support import LOSSES, assert_mean
 
-from pyro_elbo import UnsupportedSiteError, evidence
+from pyro_elbo import UnsupportedSiteError, diagnostics, evidence
 
 NUM_DATA, SIZE = 200, 20
 DATA = dist.Normal(0.0, 2**0.5).icdf((torch.arange(NUM_DATA) + 0.5).double() / NUM_DATA)
@@ -105,6 +106,68 @@ def test_local_latents_in_joint_autoguides(cls):
     own()
     estimate = evidence.ImportanceWeighting(10, progress=False).estimate(model, own)
     assert estimate.per_datum.value.shape == (NUM_DATA,)
+
+
+def guide_of_width(factor):
+    """The posterior of each of all data, wider by a factor: then its weights are bounded."""
+
+    def guide():
+        with pyro.plate("data", NUM_DATA):
+            pyro.sample("z", dist.Normal(DATA / 2, factor * 0.5**0.5))
+
+    return guide
+
+
+def full():
+    local(size=None)
+
+
+def test_psis_over_a_joint_of_200_data():
+    """Pyro has one k-hat, far above 0.7, for 200 data of which none has one above 0."""
+    guide = guide_of_width(1.5)
+    theirs = psis_diagnostic(full, guide, num_particles=1000, max_plate_nesting=1)
+    report = diagnostics.khat(full, guide, num_samples=1000)
+    assert theirs > 1.0
+    assert report.joint.khat > 1.0
+    assert report.per_datum.khat.shape == (NUM_DATA,)
+    assert report.per_datum.khat.max() < 0.0
+    assert report.per_datum.shares.good == 1.0
+    assert report.reliable
+    assert "says nothing of any datum" in report.verdict
+
+
+def test_one_bad_datum_among_200_is_found():
+    """The joint is as bad as before; only the k-hats of the data tell which is at fault."""
+
+    def guide():
+        sd = torch.full((NUM_DATA,), 1.5 * 0.5**0.5)
+        mean = DATA / 2
+        mean[17], sd[17] = mean[17] + 5.0, 0.2
+        with pyro.plate("data", NUM_DATA):
+            pyro.sample("z", dist.Normal(mean, sd))
+
+    report = diagnostics.khat(full, guide, num_samples=1000)
+    assert report.joint.khat > 1.0
+    assert report.per_datum.bad.nonzero().flatten().tolist() == [17]
+    assert not report.reliable
+    assert "1 of 200 data have weights that cannot be used (data 17)" in report.verdict
+
+
+def test_psis_where_the_weights_are_constant():
+    """Pyro says inf, which is no better than the worst guide; ours has no k-hat, and says why."""
+
+    def prior():
+        with pyro.plate("data", NUM_DATA):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    with pytest.warns(UserWarning, match="Not enough tail samples"):
+        theirs = psis_diagnostic(prior, prior, num_particles=1000, max_plate_nesting=1)
+    assert theirs == torch.inf
+    for report in (diagnostics.khat(prior, prior), diagnostics.khat(full, guide_of_width(1.0))):
+        assert report.joint.khat.isnan() and report.per_datum.khat.isnan().all()
+        assert report.joint.why == "all weights are equal, as where the guide is the posterior"
+        assert report.per_datum.why == report.joint.why
+        assert report.reliable
 
 
 @pytest.mark.parametrize("cls", LOSSES)
