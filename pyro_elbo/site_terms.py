@@ -44,6 +44,14 @@ class Atom(NamedTuple):
         """The scale without the plates' own."""
         return self.scale / prod(subsampling(frame) for frame in self.stack)
 
+    @property
+    def total(self) -> Tensor:
+        """The sum of the value, averaged over vectorised particles."""
+        frame = self.frames.get(PARTICLES)
+        if frame is None or self.value.dim() < self.event_dim - frame.dim:
+            return self.value.sum()
+        return self.value.sum() / self.value.shape[frame.dim - self.event_dim]
+
     def laid_out(self, plates: Sequence[str]) -> Tensor:
         """The value with shape ``(particles, *plates, *event)``, summed over every other dim."""
         frames = self.frames
@@ -171,15 +179,33 @@ class SiteTerms:
         """Pyro's frame of one of the site's plates."""
         return self.atoms[0].frames[plate]
 
+    def total(self, part: str) -> Tensor:
+        """One term as a 0-dim tensor: summed over plates, averaged over particles."""
+        if part == "kl" and not all(part in parts for parts in self.particles):
+            return self.total("log_guide") - self.total("log_prior")
+        if part == "weighted_kl":
+            return self._zero if self._is_dropped else self.beta * self.total("kl")
+        atoms = [atom for parts in self.particles for atom in parts.get(part, ())]
+        return sum((atom.total for atom in atoms), start=self._zero) / len(self.particles)
+
     def per_particle(self, part: str, plates: Sequence[str]) -> Tensor:
         """One term with shape ``(particles, *plates)``, summed over every other dim."""
         if part == "kl" and not all(part in parts for parts in self.particles):
             return self.per_particle("log_guide", plates) - self.per_particle("log_prior", plates)
         if part == "weighted_kl":
-            if self.beta is None or (isinstance(self.beta, (int, float)) and self.beta == 0):
+            if self._is_dropped:
                 return torch.zeros_like(self.per_particle("log_prior", plates))
             return self.beta * self.per_particle("kl", plates)
         return torch.cat([self._laid_out(parts, part, plates) for parts in self.particles])
+
+    @property
+    def _zero(self) -> Tensor:
+        return self.atoms[0].value.new_zeros(())
+
+    @property
+    def _is_dropped(self) -> bool:
+        """Whether there is no KL, or one of weight 0."""
+        return self.beta is None or (isinstance(self.beta, (int, float)) and self.beta == 0)
 
     def _laid_out(
         self, parts: Mapping[str, tuple[Atom, ...]], part: str, plates: Sequence[str]

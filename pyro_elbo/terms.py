@@ -79,33 +79,33 @@ class ELBOTerms(Totals):
     @cached_property
     def reconstruction(self) -> Tensor:
         r""":math:`E_q[\log p(x \mid z)]`: all likelihoods, and the model's factors."""
-        return self._per_particle("log_likelihood").mean(0)
+        return self._total("log_likelihood")
 
     @cached_property
     def factors(self) -> Tensor:
         """The share of the model's ``pyro.factor`` sites in the reconstruction."""
         factors = [site for site in self.sites.values() if site.role == "factor"]
-        return self._per_particle("log_likelihood", factors).mean(0)
+        return self._total("log_likelihood", factors)
 
     @cached_property
     def expected_log_prior(self) -> Tensor:
         r""":math:`E_q[\log p(z)]`."""
-        return self._per_particle("log_prior").mean(0)
+        return self._total("log_prior")
 
     @cached_property
     def expected_log_guide(self) -> Tensor:
         r""":math:`E_q[\log q(z)]`, minus the entropy."""
-        return self._per_particle("log_guide").mean(0)
+        return self._total("log_guide")
 
     @cached_property
     def kl(self) -> Tensor:
         r""":math:`E_q[\log q(z) - \log p(z)]`, unweighted. Negative on some samples."""
-        return self._per_particle("kl").mean(0)
+        return self._total("kl")
 
     @cached_property
     def weighted_kl(self) -> Tensor:
         r""":math:`\sum_s \beta_s \mathrm{KL}_s`; a term of weight 0 is dropped."""
-        return self._per_particle("weighted_kl").mean(0)
+        return self._total("weighted_kl")
 
     @property
     def beta(self) -> Any:
@@ -238,10 +238,13 @@ class ELBOTerms(Totals):
     def __str__(self) -> str:
         return terms_table(self)
 
-    def _per_particle(self, part: str, sites: Iterable[SiteTerms] | None = None) -> Tensor:
+    def _total(self, part: str, sites: Iterable[SiteTerms] | None = None) -> Tensor:
         chosen = self.sites.values() if sites is None else sites
+        return sum((site.total(part) for site in chosen), start=self.objective.new_zeros(()))
+
+    def _per_particle(self, part: str) -> Tensor:
         zero = self.objective.new_zeros(self.num_particles)
-        return sum((site.per_particle(part, ()) for site in chosen), start=zero)
+        return sum((site.per_particle(part, ()) for site in self.sites.values()), start=zero)
 
     def _check_plate(self, plate: str, inside: list[SiteTerms]) -> None:
         for site in self.sites.values():
