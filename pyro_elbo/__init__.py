@@ -18,12 +18,14 @@ from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import NonFiniteError, StopTraining, UnsupportedSiteError
 from .interop import to_inference_data
 from .terms import ELBOTerms
+from .training import History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BetaELBOMixin",
     "ELBOTerms",
+    "History",
     "NonFiniteError",
     "StopTraining",
     "TraceEntropy_ELBO",
@@ -32,6 +34,7 @@ __all__ = [
     "UnsupportedSiteError",
     "diagnostics",
     "evidence",
+    "fit",
     "plots",
     "reference",
     "schedules",

@@ -46,7 +46,7 @@ class BetaELBOMixin:
 
     At the first step, a ``ValueError`` names a site of the mapping that never appears, and a
     ``UserWarning`` a latent whose scale differs between model and guide. Another says, once, that
-    ``loss`` is evaluated while a schedule is under way.
+    ``loss`` is evaluated while a schedule is under way (not inside :meth:`hold`).
 
     A schedule advances by one after ``loss_and_grads`` and after ``forward`` of
     ``elbo(model, guide)`` in train mode with gradients enabled, and nowhere else. Code that calls
@@ -226,12 +226,17 @@ class BetaELBOMixin:
             self._warned.add(site)
             warnings.warn(f"site {site!r}: {what}", UserWarning, stacklevel=2)
 
+    @property
+    def unfinished_schedules(self) -> dict[str, int]:
+        """The step at which each schedule ends that is not at its end yet, by what it weighs."""
+        ends = {name: ends_at(schedule) for name, schedule in self._schedules().items()}
+        return {name: end for name, end in ends.items() if end and self._step_count < end}
+
     def _warn_if_unfinished(self) -> None:
-        for name, schedule in self._schedules().items():
-            end = ends_at(schedule)
-            if end is not None and 0 < self._step_count < end and name not in self._warned:
+        for name, end in self.unfinished_schedules.items():
+            if self._step_count > 0 and name not in self._warned:
                 self._warned.add(name)
-                weight = weight_at(schedule, self._step_count, name)
+                weight = weight_at(self._schedules()[name], self._step_count, name)
                 warnings.warn(
                     f"{name} is {weight:g} at step {self._step_count}, and its schedule goes on to "
                     f"step {end}: a loss from here is no bound of the schedule's end. Train on, "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Variable", "inference_data", "psis_khat", "unmasked", "why_no_khat"]
+__all__ = ["Variable", "inference_data", "psis_khat", "to_dataset", "unmasked", "why_no_khat"]
 
 MIN_SAMPLES = 25
 ROUNDINGS = 1000
@@ -261,3 +261,20 @@ def _major() -> int:
     import arviz as az
 
     return int(az.__version__.split(".")[0])
+
+
+def to_dataset(
+    variables: Mapping[str, tuple[tuple[str, ...], ArrayLike]],
+    coords: Mapping[str, ArrayLike],
+    attrs: Mapping[str, Any],
+) -> Any:
+    """An :class:`xarray.Dataset` of named dims.
+
+    Args:
+        variables: Each with its dims and values.
+        coords: The labels of the dims.
+        attrs: What else is known.
+    """
+    import xarray
+
+    return xarray.Dataset(dict(variables), dict(coords), dict(attrs))

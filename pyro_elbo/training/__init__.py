@@ -1,5 +1,10 @@
-"""What goes with training: callbacks, each a plain callable of the step."""
+"""Training: the loop, what it remembers, and what watches it."""
 
+from .checkpoint import Checkpoint
+from .evaluate import evaluate
+from .fit import fit
+from .history import History
+from .run import Run
 from .track_evidence import TrackEvidence
 
-__all__ = ["TrackEvidence"]
+__all__ = ["Checkpoint", "History", "Run", "TrackEvidence", "evaluate", "fit"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..diagnostics import EvidenceGapEstimate, evidence_gap
 from ..evidence.checks import check_count
+from .run import Run
 
 __all__ = ["TrackEvidence"]
 
@@ -78,12 +79,13 @@ class TrackEvidence:
         self.steps: list[int] = []
         self.estimates: list[EvidenceGapEstimate] = []
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, run: Run | int) -> None:
         """Measure, where it is time.
 
         Args:
-            step: The number of steps that were taken.
+            run: The run of :func:`~pyro_elbo.fit`, or the number of steps that were taken.
         """
+        step = run if isinstance(run, int) else run.step
         if step % self._every:
             return
         with self._own_stream():

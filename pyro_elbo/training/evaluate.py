@@ -1,0 +1,108 @@
+"""How good the bound is on data, with everything left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .feed import Feed
+from .history import History
+from .recorder import Recorder
+from .rng import RNG
+from .run import loss_of
+from .state import modules_of
+
+__all__ = ["evaluate", "in_eval_mode"]
+
+
+def evaluate(
+    stepper: Any, *args: Any, batches: Iterable[Any] | None = None, **kwargs: Any
+) -> History:
+    r"""The terms at these arguments, or at each batch: no gradient, nothing moves.
+
+    Modules are in eval mode, so that batch norm and dropout are at rest; buffers, generators and
+    the loss's schedule stay as they were.
+
+    Args:
+        stepper: What has ``evaluate_loss(...) -> loss``: Pyro's ``SVI``, ``VariationalEM``.
+        *args: What the step takes, where there are no batches.
+        batches: What to go through once, as in :func:`~pyro_elbo.fit`.
+        **kwargs: What the step takes.
+
+    Returns:
+        A row for each batch, in nats. Where the model has the batch's data alone, the data set's
+        ELBO is the sum of the column; where a plate scales the batch up to the data set, its mean.
+
+    Raises:
+        ValueError: There are no batches.
+        TypeError: There are both arguments and batches.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_elbo import TraceKL_ELBO
+        >>> from pyro_elbo.training import evaluate
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0., 1.))
+        ...         pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5 ** 0.5))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({}), TraceKL_ELBO(num_particles=10))
+        >>> held_out = evaluate(svi, batches=[torch.zeros(3), torch.ones(2)])
+        >>> len(held_out), held_out["kl"].round(3).tolist()
+        (2, [0.29, 0.443])
+    """
+    recorder, generators = Recorder(), Feed(args, kwargs, batches, 1).generators
+    before, loss = RNG.now(generators), loss_of(stepper)
+    try:
+        with in_eval_mode(stepper), _at_rest(loss), torch.no_grad():
+            for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
+                value = stepper.evaluate_loss(*given.args, **given.kwargs)
+                terms = loss.terms if hasattr(loss, "decompose") else None
+                recorder.add({"step": step, "epoch": 0}, value, terms)
+    finally:
+        before.restore(generators)
+    return recorder.history()
+
+
+@contextmanager
+def in_eval_mode(stepper: Any) -> Iterator[None]:
+    """Every module that runs inside is in eval mode; outside each is as it was.
+
+    Args:
+        stepper: Whose model and guide are put there first, where they are modules.
+    """
+    changed: dict[int, nn.Module] = {}
+
+    def to_eval(module: nn.Module, args: Any = None) -> None:
+        if module.training:
+            changed[id(module)] = module
+            module.training = False
+
+    for owner in modules_of(stepper).values():
+        for module in owner.modules():
+            to_eval(module)
+    handle = register_module_forward_pre_hook(to_eval)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in changed.values():
+            module.training = True
+
+
+@contextmanager
+def _at_rest(loss: Any) -> Iterator[None]:
+    """The loss counts nothing, and shows the terms of training again afterwards."""
+    terms = getattr(loss, "_terms", None)
+    with loss.hold() if hasattr(loss, "hold") else nullcontext():
+        yield
+    if hasattr(loss, "_terms"):
+        loss._terms = terms

@@ -1,0 +1,176 @@
+"""The arguments of each step: the same ones, or batches, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .rng import RNG, loader_generators
+
+__all__ = ["Feed", "Place", "StepInput"]
+
+Signature = tuple[tuple[str, str], ...]
+
+
+class StepInput(NamedTuple):
+    """What one step is given, and where it stands.
+
+    Args:
+        args: Positional.
+        kwargs: By keyword.
+        epoch: From 0.
+        batch: The number of batches taken of the epoch, this one included.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    epoch: int
+    batch: int
+
+
+class Place(NamedTuple):
+    """Where a run stands in its data.
+
+    Args:
+        epoch: From 0.
+        batch: The number of batches taken of it.
+        epoch_rng: The generators' state when the epoch began.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    epoch_rng: RNG | None = None
+
+
+class Feed:
+    """Yields what each step is given.
+
+    Args:
+        args: Of every step, where there are no batches.
+        kwargs: Of every step.
+        batches: What to go through, once in each epoch.
+        num_epochs: After how many to end; never by default.
+
+    Raises:
+        TypeError: There are both positional arguments and batches, or batches cannot be iterated.
+        ValueError: An epoch has no batches, or a batch has other dtypes than the first.
+    """
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        batches: Iterable[Any] | None,
+        num_epochs: int | None,
+    ) -> None:
+        if batches is not None and args:
+            raise TypeError(
+                "with batches= the positional arguments of a step come from each batch; leave "
+                f"{len(args)} of them out, or pass them by keyword"
+            )
+        if batches is not None and not isinstance(batches, Iterable):
+            raise TypeError(f"batches must be iterable, such as a DataLoader; got {batches!r}")
+        self._args, self._kwargs, self._batches = args, kwargs, batches
+        self._num_epochs = num_epochs
+        self._signature: Signature | None = None
+        self.place = Place()
+        self.generators = loader_generators(batches)
+
+    def __iter__(self) -> Iterator[StepInput]:
+        epoch, skip = self.place.epoch, self.place.batch
+        while self._num_epochs is None or epoch < self._num_epochs:
+            yield from self._epoch(epoch, skip)
+            epoch, skip = epoch + 1, 0
+
+    def first(self) -> StepInput:
+        """The first input of the epoch that a resumed run is in; the generators are as before."""
+        if self._batches is None:
+            return StepInput(self._args, self._kwargs, 0, 0)
+        iterator = self._begin(self.place)
+        batch = next(iterator, None)
+        if batch is None:
+            raise ValueError(self._why_empty(0, 0, 0))
+        if iterator is self._batches:
+            self._batches = chain([batch], iterator)
+        return self._input(batch, 0, 1)
+
+    def resume(self, place: Place) -> None:
+        """Go on from a place: the epoch's batches are drawn anew, those taken are passed over."""
+        self.place = place
+
+    def _epoch(self, epoch: int, skip: int) -> Iterator[StepInput]:
+        if self._batches is None:
+            self.place = Place(epoch, 1)
+            if not skip:
+                yield StepInput(self._args, self._kwargs, epoch, 1)
+            return
+        yield from self._batches_of(epoch, skip)
+
+    def _batches_of(self, epoch: int, skip: int) -> Iterator[StepInput]:
+        now = RNG.now(self.generators)
+        place = self.place if skip else Place(epoch, 0, now)
+        iterator = self._begin(place)
+        number = 0
+        for number, batch in enumerate(iterator, 1):
+            if number < skip:
+                continue
+            if number == skip:
+                now.restore(self.generators)
+                continue
+            self.place = place._replace(batch=number)
+            yield self._input(batch, epoch, number)
+        if number < max(skip, 1):
+            raise ValueError(self._why_empty(epoch, number, skip))
+
+    def _begin(self, place: Place) -> Iterator[Any]:
+        if place.epoch_rng is not None:
+            place.epoch_rng.restore(self.generators)
+        set_epoch = getattr(getattr(self._batches, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(place.epoch)
+        assert self._batches is not None
+        return iter(self._batches)
+
+    def _why_empty(self, epoch: int, number: int, skip: int) -> str:
+        if number:
+            return (
+                f"batches gave {number} batches in epoch {epoch}, and the resumed run had taken "
+                f"{skip} of it; resume with the data that it was trained on"
+            )
+        once = " anew: pass a list or a DataLoader, not a generator" if epoch else ""
+        return f"batches has no batch in epoch {epoch}; it must give some{once}"
+
+    def _input(self, batch: Any, epoch: int, number: int) -> StepInput:
+        args, kwargs = _spread(batch)
+        both = sorted(kwargs.keys() & self._kwargs.keys())
+        if both:
+            raise TypeError(f"{both} are in the batch and among fit's keywords; leave one out")
+        self._check_dtypes(args, kwargs, epoch, number)
+        return StepInput(args, {**self._kwargs, **kwargs}, epoch, number)
+
+    def _check_dtypes(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], epoch: int, number: int
+    ) -> None:
+        signature = tuple(
+            (str(name), str(value.dtype))
+            for name, value in (*enumerate(args), *kwargs.items())
+            if isinstance(value, Tensor)
+        )
+        if self._signature is None:
+            self._signature = signature
+        elif signature != self._signature:
+            raise ValueError(
+                f"batch {number} of epoch {epoch} has tensors of {dict(signature)}, the first had "
+                f"{dict(self._signature)}; give all batches the same dtypes, with .to(dtype)"
+            )
+
+
+def _spread(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), batch
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    return (batch,), {}

@@ -1,0 +1,196 @@
+"""The loop: it takes steps and remembers what they were made of; a loop of one's own could too."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from math import inf
+from time import perf_counter
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import StopTraining
+from .checkpoint import Checkpoint, restore
+from .feed import Feed
+from .history import History
+from .run import Callback, Run
+
+__all__ = ["fit"]
+
+SHOWN = {"objective": "objective", "ELBO": "elbo", "rec.": "reconstruction", "KL": "kl"}
+BAR_SECONDS = 0.5
+BAR_DELAY = 1.0
+
+
+def fit(
+    stepper: Any,
+    *args: Any,
+    batches: Iterable[Any] | None = None,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    resume: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> History:
+    """Take steps, and remember what the bound was made of at each.
+
+    ``fit(svi, x, num_steps=2000)`` gives every step the same arguments; ``fit(svi, batches=loader,
+    num_epochs=20)`` gives each its batch: a tuple or list is spread over ``step``, a mapping
+    becomes keywords, anything else is one argument. Ctrl-C ends training and returns the history so
+    far, as does :class:`~pyro_elbo.StopTraining` from a callback or the loss.
+
+    A callback is called as ``callback(run)`` after each step, with a
+    :class:`~pyro_elbo.training.Run`. Where it has them, ``start(run)`` is called before the first
+    step, ``finish(run)`` when training ends, however it ends, and ``state_dict()`` and
+    ``load_state_dict(state)`` make it part of a checkpoint.
+
+    Args:
+        stepper: Anything with ``step(...) -> loss``: Pyro's ``SVI``, ``VariationalEM``.
+        *args: Of every step, where there are no batches.
+        batches: What to go through in each epoch, anew in each: a DataLoader, a list.
+        num_steps: The steps of the whole run, those before ``resume`` included.
+        num_epochs: The epochs of the whole run; without batches each step is one.
+        callbacks: Called in this order; a :class:`~pyro_elbo.training.Checkpoint` last.
+        progress: Whether to show a bar with objective, ELBO, reconstruction, KL and weight.
+        resume: A checkpoint to go on from.
+        **kwargs: Of every step.
+
+    Returns:
+        A row for each step of the whole run.
+
+    Raises:
+        ValueError: There is no end, an epoch has no batches, a batch has other dtypes than the
+            first, or the checkpoint is of another program; parameters are as before.
+        TypeError: The stepper has no ``step``, or there are both arguments and batches.
+
+    Warns:
+        UserWarning: Training ended before a schedule of the loss did.
+
+    Law:
+        Parameters, generators and the loss end as after a loop of ``stepper.step`` over the same
+        arguments.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_elbo import TraceKL_ELBO, fit
+        >>> _ = pyro.set_rng_seed(0)
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0., 1.))
+        ...         pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.zeros(len(x)))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(loc, 0.7))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceKL_ELBO())
+        >>> history = fit(svi, torch.tensor([2., -1.]), num_steps=100, progress=False)
+        >>> bool(history["elbo"][-20:].mean() > history["elbo"][:20].mean())
+        True
+    """
+    _check(stepper, num_steps, num_epochs)
+    feed = Feed(args, kwargs, batches, num_epochs)
+    run = Run(stepper, num_steps)
+    ordered = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
+    others = [callback for callback in ordered if not isinstance(callback, Checkpoint)]
+    for callback in ordered:
+        if isinstance(callback, Checkpoint):
+            callback.attach(feed, others)
+    if resume is not None:
+        restore(resume, run, feed, ordered)
+    for callback in ordered:
+        _call(callback, "start", run)
+    stopped = _train(run, feed, ordered, progress)
+    _warn_if_unfinished(run)
+    return run.recorder.history(stopped)
+
+
+def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
+    if not callable(getattr(stepper, "step", None)):
+        raise TypeError(f"fit needs something with .step, such as pyro.infer.SVI; got {stepper!r}")
+    if num_steps is None and num_epochs is None:
+        raise ValueError("say when to end: num_steps=... or num_epochs=...")
+    for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> str:
+    """Take the steps; why they ended early, where they did."""
+    stopped = ""
+    bar = _Bar(run, progress)
+    try:
+        if run.step < (run.num_steps or inf):
+            _steps(run, feed, callbacks, bar)
+    except KeyboardInterrupt:
+        stopped = f"interrupted after step {run.step}"
+    except StopTraining as reason:
+        stopped = str(reason)
+    finally:
+        bar.close()
+        for callback in callbacks:
+            _call(callback, "finish", run)
+    return stopped
+
+
+def _steps(run: Run, feed: Feed, callbacks: Sequence[Any], bar: _Bar) -> None:
+    for given in feed:
+        start = perf_counter()
+        loss = run.stepper.step(*given.args, **given.kwargs)
+        seconds = perf_counter() - start
+        run.step += 1
+        run.args, run.kwargs, run.epoch, run.batch = given
+        row = {"step": run.step, "epoch": run.epoch, "seconds": seconds}
+        run.recorder.add(row, loss, run.terms)
+        for callback in callbacks:
+            callback(run)
+        bar.show(loss)
+        if run.step == run.num_steps:
+            return
+
+
+def _call(callback: Any, name: str, run: Run) -> None:
+    method = getattr(callback, name, None)
+    if method is not None:
+        method(run)
+
+
+def _warn_if_unfinished(run: Run) -> None:
+    for name, end in getattr(run.loss, "unfinished_schedules", {}).items():
+        warnings.warn(
+            f"training ended at step {run.loss.step_count}, and the schedule of {name} goes on to "
+            f"step {end}: it is {run.loss.beta} now, so that the parameters do not maximise what "
+            "its end would. Train on, or shorten the schedule",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class _Bar:
+    def __init__(self, run: Run, progress: bool) -> None:
+        self._run, self._shown = run, 0.0
+        counts = {"total": run.num_steps, "initial": run.step}
+        self._bar = tqdm(**counts, unit="step", disable=not progress, delay=BAR_DELAY)
+
+    def show(self, loss: float) -> None:
+        """Count a step; now and then say where training stands."""
+        if self._bar.disable:
+            return
+        if perf_counter() - self._shown > BAR_SECONDS:
+            self._shown = perf_counter()
+            self._bar.set_postfix_str(self._words(loss), refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _words(self, loss: float) -> str:
+        terms = self._run.terms
+        if terms is None:
+            return f"loss {loss:.4g}"
+        words = [f"{label} {float(getattr(terms, name)):.4g}" for label, name in SHOWN.items()]
+        betas = {site.beta for site in terms.sites.values() if site.beta is not None}
+        return ", ".join([*words, *(f"β {beta:.3g}" for beta in sorted(betas)[:1])])
