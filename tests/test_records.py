@@ -158,7 +158,7 @@ def test_a_nan_is_named():
         pyro.validation_enabled(False),
         pytest.warns(
             UserWarning,
-            match=r"loss is nan: the log likelihood of site 'x' is nan .*; the .* of site 'z' is nan",
+            match="log likelihood of site 'x' is nan .*; the .* of site 'z'",
         ),
     ):
         assert math.isnan(TraceKL_ELBO().loss(latent, broken))
