@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +152,11 @@ def main(kind, *moments):
         whole = torch.load(folder / "whole.pt", weights_only=False)
         for moment in moments:
             (folder / "run.ckpt").unlink()
-            status = forked(lambda moment=moment: train(kind, folder / "run.ckpt", kill=moment))
+            status = forked(partial(train, kind, folder / "run.ckpt", kill=moment))
             assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, moment
-            assert forked(lambda: save(kind, folder, "resumed.pt", resume=True)) == 0, moment
+            resume = (folder / "run.ckpt").exists()
+            again = partial(save, kind, folder, "resumed.pt", resume=resume)
+            assert forked(again) == 0, moment
             resumed = torch.load(folder / "resumed.pt", weights_only=False)
             differing = [part for part in whole if not same(whole[part], resumed[part])]
             assert not differing, f"killed at {moment}: {differing} differ"

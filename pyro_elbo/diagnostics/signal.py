@@ -25,11 +25,13 @@ class GradientSignal:
         ratio: By name, :math:`|E[g]| / \sqrt{E|g - E[g]|^2}`, a 0-dim tensor; infinite where there
             is no noise, nan where there is no gradient.
         norm: By name, :math:`|E[g]|`, without what noise adds to it.
+        variance: By name, :math:`E|g - E[g]|^2`, summed over the parameter's entries.
         num_samples: Evaluations.
     """
 
     ratio: Mapping[str, Tensor]
     norm: Mapping[str, Tensor]
+    variance: Mapping[str, Tensor]
     num_samples: int
 
     def __str__(self) -> str:
@@ -97,10 +99,11 @@ def gradient_signal(
     for _ in range(num_samples):
         loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
         samples.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    ratio, norm = {}, {}
+    ratio, norm, variance = {}, {}, {}
     for name, grads in zip(parameters, zip(*samples, strict=True), strict=True):
-        ratio[name], norm[name] = _signal([g for g in grads if g is not None], num_samples)
-    return GradientSignal(ratio, norm, num_samples)
+        present = [grad for grad in grads if grad is not None]
+        ratio[name], norm[name], variance[name] = _signal(present, num_samples)
+    return GradientSignal(ratio, norm, variance, num_samples)
 
 
 def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
@@ -115,12 +118,12 @@ def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> di
     return found
 
 
-def _signal(grads: list[Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
+def _signal(grads: list[Tensor], num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
     if not grads:
-        return torch.tensor(torch.nan), torch.tensor(0.0)
+        return torch.tensor(torch.nan), torch.tensor(0.0), torch.tensor(0.0)
     stacked = torch.stack([grad.flatten() for grad in grads])
     mean = stacked.sum(0) / num_samples
     absent = num_samples - len(grads)
     noise = ((stacked - mean).square().sum() + absent * mean.square().sum()) / (num_samples - 1)
     signal = (mean.square().sum() - noise / num_samples).clamp(min=0.0)
-    return (signal / noise).sqrt(), signal.sqrt()
+    return (signal / noise).sqrt(), signal.sqrt(), noise

@@ -233,8 +233,10 @@ class BetaELBOMixin:
         return {name: end for name, end in ends.items() if end and self._step_count < end}
 
     def _warn_if_unfinished(self) -> None:
+        if not self._step_count or self._holding:
+            return
         for name, end in self.unfinished_schedules.items():
-            if self._step_count > 0 and name not in self._warned:
+            if name not in self._warned:
                 self._warned.add(name)
                 weight = weight_at(self._schedules()[name], self._step_count, name)
                 warnings.warn(

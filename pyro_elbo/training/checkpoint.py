@@ -140,7 +140,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is no checkpoint, or was cut off: {str(error).splitlines()[0]}"
         ) from error

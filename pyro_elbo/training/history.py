@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 SITE_KL, SITE_BETA = "kl:", "beta:"
 SHOWN = ("step", "epoch", "objective", "elbo", "reconstruction", "kl", "beta")
 VERSION = 1
+UNREADABLE = (OSError, KeyError, ValueError, EOFError, AttributeError, TypeError, BadZipFile)
 
 
 @dataclass(eq=False)
@@ -84,21 +85,27 @@ class History:
         import pandas  # type: ignore[import-untyped]
 
         frame = pandas.DataFrame(dict(self.columns))
-        return frame.astype({"step": int, "epoch": int}).set_index("step")
+        whole = [name for name in ("step", "epoch") if name in self.columns]
+        frame = frame.astype(dict.fromkeys(whole, int))
+        return frame.set_index("step") if "step" in whole else frame
 
     def to_xarray(self) -> Any:
         """An :class:`xarray.Dataset` over the steps; KL and weights by site have a dim of sites."""
         sites = list(self.kl_by_site)
-        step = self["step"].astype(int)
-        scalars = {n: (("step",), v) for n, v in self.columns.items() if ":" not in n}
-        scalars.pop("step")
-        by_site = {
-            f"{name}_by_site": (("site", "step"), np.stack(list(values.values())))
-            for name, values in (("kl", self.kl_by_site), ("beta", self.beta_by_site))
-            if values
+        gap = np.full(len(self), np.nan)
+        variables: dict[str, Any] = {
+            name: (("step",), values)
+            for name, values in self.columns.items()
+            if name != "step" and not name.startswith((SITE_KL, SITE_BETA))
         }
-        coords: dict[str, Any] = {"step": step, **({"site": sites} if sites else {})}
-        return to_dataset({**scalars, **by_site}, coords, {"stopped": self.stopped})
+        for name, by_site in (("kl", self.kl_by_site), ("beta", self.beta_by_site)):
+            if by_site:
+                stacked = np.stack([by_site.get(site, gap) for site in sites])
+                variables[f"{name}_by_site"] = (("site", "step"), stacked)
+        coords: dict[str, Any] = {"site": sites} if sites else {}
+        if "step" in self.columns:
+            coords["step"] = self["step"].astype(int)
+        return to_dataset(variables, coords, {"stopped": self.stopped})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as ``.npz``; the file is whole or not there."""
@@ -115,12 +122,20 @@ class History:
             ValueError: It is no such file, or of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                arrays = {name: saved[name] for name in saved.files}
             version, stopped = int(arrays.pop("version")), str(arrays.pop("stopped"))
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except FileNotFoundError:
+            raise
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            EOFError,
+            AttributeError,
+            TypeError,
+            BadZipFile,
+        ) as error:
             raise ValueError(f"{path} is no history that was saved here: {error}") from error
         if version != VERSION:
             raise ValueError(f"{path} has version {version}; this package reads {VERSION}")

@@ -49,10 +49,11 @@ class Recorder:
         if len(self._pending) >= PENDING:
             self._flush()
 
-    def history(self, stopped: str = "") -> History:
-        """Everything so far."""
+    def history(self, stopped: str = "", num_latest: int = 0) -> History:
+        """Everything so far, or the latest rows."""
         self._flush()
-        return History({name: np.array(v, float) for name, v in self._columns.items()}, stopped)
+        columns = {name: np.array(v[-num_latest:], float) for name, v in self._columns.items()}
+        return History(columns, stopped)
 
     def _flush(self) -> None:
         for row, names, values in self._pending:

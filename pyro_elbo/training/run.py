@@ -46,6 +46,10 @@ class Run:
         """The steps so far, as a copy."""
         return self.recorder.history()
 
+    def latest(self, num_steps: int = 1) -> History:
+        """The latest steps alone, at a cost that does not grow with the run."""
+        return self.recorder.history(num_latest=num_steps)
+
     @property
     def is_annealing(self) -> bool:
         """Whether a schedule of the loss goes on after this step."""

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..diagnostics import EvidenceGapEstimate, evidence_gap
 from ..evidence.checks import check_count
 from .run import Run
+from .streams import OwnStream
 
 __all__ = ["TrackEvidence"]
+
+COLUMNS = ("log_evidence", "log_evidence_error", "elbo")
 
 
 class TrackEvidence:
     """Measures evidence and ELBO now and then, and leaves training as it would have been.
 
-    Its random numbers are a stream of their own.
+    Its random numbers are a stream of their own. ``steps``, ``log_evidence``,
+    ``log_evidence_error``, ``elbo`` and ``gap`` hold what was measured; ``estimates`` the whole
+    records of this process, which a checkpoint does not keep.
 
     Args:
         method: An estimator of :mod:`pyro_elbo.evidence`.
@@ -74,8 +76,8 @@ class TrackEvidence:
         self._method, self._every, self._num_samples = method, every, num_samples
         self._program = model, guide, *args
         self._kwargs = kwargs
-        self._state: Any = None
-        self._seed = seed
+        self._stream = OwnStream(seed)
+        self._columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self.steps: list[int] = []
         self.estimates: list[EvidenceGapEstimate] = []
 
@@ -88,7 +90,7 @@ class TrackEvidence:
         step = run if isinstance(run, int) else run.step
         if step % self._every:
             return
-        with self._own_stream():
+        with self._stream.on():
             estimate = evidence_gap(
                 *self._program,
                 estimator=self._method,
@@ -97,36 +99,40 @@ class TrackEvidence:
             )
         self.steps.append(step)
         self.estimates.append(estimate)
+        evidence = estimate.evidence
+        values = (evidence.value, evidence.standard_error, estimate.elbo.value)
+        for name, value in zip(COLUMNS, values, strict=True):
+            self._columns[name].append(float(value))
 
     @property
     def log_evidence(self) -> Tensor:
         """The evidence at each step measured, in nats."""
-        return torch.stack([estimate.evidence.value for estimate in self.estimates])
+        return self._column("log_evidence")
 
     @property
     def log_evidence_error(self) -> Tensor:
         """Its standard error."""
-        return torch.stack([estimate.evidence.standard_error for estimate in self.estimates])
+        return self._column("log_evidence_error")
 
     @property
     def elbo(self) -> Tensor:
         """The ELBO at each step measured, in nats."""
-        return torch.stack([estimate.elbo.value for estimate in self.estimates])
+        return self._column("elbo")
 
     @property
     def gap(self) -> Tensor:
         """The one minus the other."""
         return self.log_evidence - self.elbo
 
-    @contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        state = get_rng_state()
-        try:
-            if self._state is None:
-                pyro.set_rng_seed(self._seed)
-            else:
-                set_rng_state(self._state)
-            yield
-            self._state = get_rng_state()
-        finally:
-            set_rng_state(state)
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: what was measured, and the stream."""
+        return {"steps": self.steps, "columns": self._columns, "stream": self._stream.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.steps = list(state["steps"])
+        self._columns = {name: list(values) for name, values in state["columns"].items()}
+        self._stream.load_state_dict(state["stream"])
+
+    def _column(self, name: str) -> Tensor:
+        return torch.tensor(self._columns[name], dtype=torch.float64)
