@@ -44,7 +44,7 @@ def group_name(name: str, members: Sequence[str], shown: int = 3) -> str:
 
 def terms_table(terms: ELBOTerms) -> str:
     """Totals, per datum where all observed sites share one plate, then a row for each site."""
-    size = _num_data(terms)
+    size = terms.num_data
     rows = [["nats", "total"]]
     rows[0] += ["std. error"] if terms.num_particles > 1 else []
     rows[0] += [f"per datum (of {size:,})"] if size else []
@@ -86,13 +86,3 @@ def _betas(terms: ELBOTerms) -> str:
     betas = {float(site.beta) for site in terms.sites.values() if site.beta is not None}
     betas = betas or {float(terms.default_beta)}
     return f"{betas.pop():g}" if len(betas) == 1 else "by site"
-
-
-def _num_data(terms: ELBOTerms) -> int:
-    observed = [site for site in terms.sites.values() if site.role == "observed"]
-    shared = [site.plates for site in observed]
-    plates = set.intersection(*map(set, shared)) if shared else set()
-    if len(plates) != 1:
-        return 0
-    frame = observed[0].frame(plates.pop())
-    return int(frame.size if frame.full_size is None else frame.full_size)

@@ -77,6 +77,17 @@ class ELBOTerms(Totals):
         return max((site.num_particles for site in self.sites.values()), default=1)
 
     @cached_property
+    def num_data(self) -> int:
+        """How many data there are, where all observed sites share one plate; 0 where not."""
+        observed = [site for site in self.sites.values() if site.role == "observed"]
+        shared = [set(site.plates) for site in observed]
+        plates = set.intersection(*shared) if shared else set()
+        if len(plates) != 1:
+            return 0
+        frame = observed[0].frame(plates.pop())
+        return int(frame.size if frame.full_size is None else frame.full_size)
+
+    @cached_property
     def reconstruction(self) -> Tensor:
         r""":math:`E_q[\log p(x \mid z)]`: all likelihoods, and the model's factors."""
         return self._total("log_likelihood")

@@ -70,6 +70,7 @@ def test_it_does_what_a_bare_loop_does(cls):
         assert history.kl_by_site["z"][i] == float(row[2])
     assert history["step"].tolist() == list(range(1, 8))
     assert (history["seconds"] > 0).all() and not history.stopped
+    assert (history["num_data"] == len(X)).all()
 
 
 def test_the_views_of_a_row_agree():

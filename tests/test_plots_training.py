@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from pyro_elbo import plots, schedules
+from pyro_elbo import History, plots, schedules
 
 STEPS = [0, 10, 30]
 FIT, KL, BETA = [-9.0, -6.0, 2.5], [0.5, 1.0, 1.5], [4.0, 2.0, 0.5]
@@ -159,3 +159,52 @@ def legend(ax):
 
 def to_rgba(term):
     return matplotlib.colors.to_rgba(plots.TERM_COLOURS[term])
+
+
+def test_a_history_is_drawn_as_means_of_windows():
+    steps = np.arange(1, 1001)
+    run = History(
+        {
+            "step": steps,
+            "objective": -np.ones(1000),
+            "elbo": -np.tile([1.0, 3.0], 500),
+            "kl": np.tile([0.0, 1.0], 500),
+            "beta": np.minimum(steps / 500, 1.0),
+        }
+    )
+    ax = plots.history(run, num_points=100)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert lines["ELBO"].get_ydata().tolist() == [-2.0] * 100
+    assert lines["ELBO"].get_xdata()[-1] == 1000
+    assert set(lines) == {"ELBO", plots.TERM_LABELS["objective"], plots.TERM_LABELS["kl"]}
+    (twin,) = [other for other in ax.figure.axes if other is not ax]
+    assert twin.lines[0].get_ydata()[-1] == 1.0
+
+
+def test_a_history_at_weight_1_shows_no_weight():
+    ones = np.ones(3)
+    run = History({"step": [1, 2, 3], "objective": -ones, "elbo": -ones, "beta": ones})
+    ax = plots.history(run)
+    assert [line.get_label() for line in ax.lines] == ["ELBO"] and len(ax.figure.axes) == 1
+    run = History({"step": [1, 2, 3], "objective": -ones, "beta": ones * np.nan})
+    assert [line.get_label() for line in plots.history(run).lines] == [
+        plots.TERM_LABELS["objective"]
+    ]
+
+
+def test_a_history_per_datum():
+    run = History({"step": [1, 2], "elbo": [-6.0, -1.0], "num_data": [3, 1], "beta": [1, 1]})
+    ax = plots.history(run, per_datum=True)
+    assert ax.lines[0].get_ydata().tolist() == [-2.0, -1.0] and ax.get_ylabel() == "nats per datum"
+    with pytest.raises(ValueError, match="number of data is not known"):
+        plots.history(History({"step": [1], "elbo": [0.0]}), per_datum=True)
+
+
+def test_a_history_that_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="no steps"):
+        plots.history(History())
+    run = History({"step": [1], "elbo": [0.0]})
+    with pytest.raises(ValueError, match="num_points"):
+        plots.history(run, num_points=0)
+    with pytest.raises(KeyError, match="no column 'loss'"):
+        plots.history(run, terms=["loss"])

@@ -7,6 +7,7 @@ as they come: give nats per datum to read nats per datum. Where a figure has a l
 """
 
 from .bound import beta_curve, bound_bars, term_curves
+from .history import history
 from .images import image_grid
 from .palette import TERM_COLOURS, TERM_LABELS, TERM_MARKERS
 from .posterior import guide_against_posterior
@@ -24,6 +25,7 @@ __all__ = [
     "bound_bars",
     "gap_curve",
     "guide_against_posterior",
+    "history",
     "image_grid",
     "khat_points",
     "latent_traversal",

@@ -19,7 +19,7 @@ from .bound import beta_curve
 from .checks import Floats, finite, rising, vectors
 from .palette import KL_HATCH, TERM_COLOURS, TERM_LABELS, TERM_MARKERS, axes_or_new, legend
 
-__all__ = ["gap_curve", "schedule_curve", "stacked_terms"]
+__all__ = ["beta_line", "gap_curve", "schedule_curve", "stacked_terms"]
 
 NUM_ERRORS = 2.0
 SIGNS = {"lower": "≥ ", "exact": "", "upper": "≤ "}
@@ -73,7 +73,7 @@ def stacked_terms(
     _area(ax, at, np.zeros_like(fit), fit, "reconstruction")
     _area(ax, at, fit, fit - divergence, "kl", hatch=KL_HATCH)
     ax.plot(at, fit - divergence, color=TERM_COLOURS["elbo"], label=TERM_LABELS["elbo"], lw=1.8)
-    handles = ax.get_legend_handles_labels()[0] + [_beta_line(ax, at, one) for one in rest]
+    handles = ax.get_legend_handles_labels()[0] + [beta_line(ax, at, one) for one in rest]
     legend(ax, handles)
     return _over_steps(ax, unit)
 
@@ -193,7 +193,8 @@ def _line(ax: Axes, steps: Floats, values: Floats, term: str, error: Floats | No
     ax.plot(steps, values, style, marker=marker, ms=4, color=colour, label=label, lw=1.4)
 
 
-def _beta_line(ax: Axes, steps: Floats, beta: Floats) -> Line2D:
+def beta_line(ax: Axes, steps: Floats, beta: Floats) -> Line2D:
+    """The weight over the steps, on an axis of its own at the right."""
     twin = ax.twinx()
     (line,) = twin.plot(
         steps, beta, "--", color=TERM_COLOURS["beta"], label=TERM_LABELS["beta"], lw=1.4
@@ -201,6 +202,8 @@ def _beta_line(ax: Axes, steps: Floats, beta: Floats) -> Line2D:
     line.set_path_effects([patheffects.withStroke(linewidth=3.2, foreground="white")])
     twin.set_ylabel(TERM_LABELS["beta"])
     twin.set_ylim(0.0, 1.08 * max(1.0, beta.max()))
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
     return line
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -84,6 +84,13 @@ class Feed:
         while self._num_epochs is None or epoch < self._num_epochs:
             yield from self._epoch(epoch, skip)
             epoch, skip = epoch + 1, 0
+
+    @property
+    def num_steps(self) -> int | None:
+        """The steps of all epochs, where that is known beforehand."""
+        if self._num_epochs is None or self._batches is None:
+            return self._num_epochs
+        return self._num_epochs * len(self._batches) if isinstance(self._batches, Sized) else None
 
     def first(self) -> StepInput:
         """The first input of the epoch that a resumed run is in; the generators are as before."""

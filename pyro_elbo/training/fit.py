@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from math import inf
@@ -121,7 +122,7 @@ def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
 def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> str:
     """Take the steps; why they ended early, where they did."""
     stopped = ""
-    bar = _Bar(run, progress)
+    bar = _Bar(run, run.num_steps or feed.num_steps, progress)
     try:
         if run.step < (run.num_steps or inf):
             _steps(run, feed, callbacks, bar)
@@ -170,9 +171,10 @@ def _warn_if_unfinished(run: Run) -> None:
 
 
 class _Bar:
-    def __init__(self, run: Run, progress: bool) -> None:
+    def __init__(self, run: Run, total: int | None, progress: bool) -> None:
         self._run, self._shown = run, 0.0
-        counts = {"total": run.num_steps, "initial": run.step}
+        interval = 0.1 if sys.stderr.isatty() else 10.0
+        counts = {"total": total, "initial": run.step, "mininterval": interval}
         self._bar = tqdm(**counts, unit="step", disable=not progress, delay=BAR_DELAY)
 
     def show(self, loss: float) -> None:

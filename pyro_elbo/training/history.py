@@ -32,9 +32,10 @@ class History:
     ``history["elbo"]`` is a column, as are ``step`` (the number of steps taken, from 1), ``epoch``
     (from 0), ``objective``, ``reconstruction``, ``kl``, ``weighted_kl``, ``entropy``,
     ``expected_log_joint``, ``expected_log_prior``, ``beta`` (nan where the latents' weights
-    differ) and ``seconds``; ``kl_by_site["z"]`` and ``beta_by_site["z"]`` are a site's own, nan at
-    steps without it. A loss of Pyro's own leaves the terms out, and ``objective`` is minus the
-    loss.
+    differ), ``num_data`` (what the terms are a sum over: the data set, or the batch where no plate
+    scales it up; nan where the observed sites share no one plate) and ``seconds``;
+    ``kl_by_site["z"]`` and ``beta_by_site["z"]`` are a site's own, nan at steps without it. A loss
+    of Pyro's own leaves the terms out, and ``objective`` is minus the loss.
 
     Args:
         columns: The columns by name; a site's are ``kl:<site>`` and ``beta:<site>``.

@@ -45,7 +45,8 @@ class Recorder:
             self._pending.append(({**row, "objective": -loss, "beta": np.nan}, (), None))
         else:
             names, values = _values(terms)
-            self._pending.append(({**row, **_betas(terms)}, names, values))
+            numbers = {"num_data": terms.num_data or np.nan, **_betas(terms)}
+            self._pending.append(({**row, **numbers}, names, values))
         if len(self._pending) >= PENDING:
             self._flush()
 
@@ -62,8 +63,8 @@ class Recorder:
         self._pending.clear()
 
     def _append(self, row: Mapping[str, float]) -> None:
-        for name in row.keys() - self._columns.keys():
-            self._columns[name] = [np.nan] * self._num_rows
+        for name in row:
+            self._columns.setdefault(name, [np.nan] * self._num_rows)
         for name, column in self._columns.items():
             column.append(row.get(name, np.nan))
         self._num_rows += 1
