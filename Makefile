@@ -45,7 +45,8 @@ pyro-suite: $(INSTALLED)  ## Run Pyro's own tests with these losses (PYRO_TESTS=
 notebooks: $(INSTALLED)  ## Run the notebooks again and keep their outputs
 	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
 
-benchmarks: $(INSTALLED)  ## Measure the variance of the gradients again, model by model
+benchmarks: $(INSTALLED)  ## Measure the cost of fit, and the gradients' variance model by model, again
+	OMP_NUM_THREADS=1 $(PY) benchmarks/fit_overhead.py
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) benchmarks/gradient_variance.py $(ARGS)
 
 lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab

@@ -181,12 +181,9 @@ class SiteTerms:
 
     def total(self, part: str) -> Tensor:
         """One term as a 0-dim tensor: summed over plates, averaged over particles."""
-        if part == "kl" and not all(part in parts for parts in self.particles):
-            return self.total("log_guide") - self.total("log_prior")
-        if part == "weighted_kl":
-            return self._zero if self._is_dropped else self.beta * self.total("kl")
-        atoms = [atom for parts in self.particles for atom in parts.get(part, ())]
-        return sum((atom.total for atom in atoms), start=self._zero) / len(self.particles)
+        if part not in self._totals:
+            self._totals[part] = self._summed(part)
+        return self._totals[part]
 
     def per_particle(self, part: str, plates: Sequence[str]) -> Tensor:
         """One term with shape ``(particles, *plates)``, summed over every other dim."""
@@ -197,6 +194,18 @@ class SiteTerms:
                 return torch.zeros_like(self.per_particle("log_prior", plates))
             return self.beta * self.per_particle("kl", plates)
         return torch.cat([self._laid_out(parts, part, plates) for parts in self.particles])
+
+    def _summed(self, part: str) -> Tensor:
+        if part == "kl" and not all(part in parts for parts in self.particles):
+            return self.total("log_guide") - self.total("log_prior")
+        if part == "weighted_kl":
+            return self._zero if self._is_dropped else self.beta * self.total("kl")
+        atoms = [atom for parts in self.particles for atom in parts.get(part, ())]
+        return sum((atom.total for atom in atoms), start=self._zero) / len(self.particles)
+
+    @cached_property
+    def _totals(self) -> dict[str, Tensor]:
+        return {}
 
     @property
     def _zero(self) -> Tensor:
