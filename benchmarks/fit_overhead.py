@@ -66,7 +66,8 @@ def main() -> None:
     ratio = median(b for _, b in pairs) / median(a for a, _ in pairs)
     low, middle, high = quantiles([b / a for a, b in pairs], n=4)
     step = 1e3 * median(a for a, _ in pairs) / NUM_STEPS
-    print(f"a step {step:.2f} ms; fit / loop {ratio:.3f}; quartiles {low:.3f} {middle:.3f} {high:.3f}")
+    print(f"a step {step:.2f} ms; fit / loop {ratio:.3f}", end="; ")
+    print(f"quartiles {low:.3f} {middle:.3f} {high:.3f}")
 
 
 if __name__ == "__main__":
