@@ -242,6 +242,35 @@ def test_a_failed_write_leaves_the_file(tmp_path, monkeypatch):
     assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_step_that_was_broken_off_is_not_written(tmp_path):
+    path = tmp_path / "run"
+
+    class Broken(SVI):
+        def step(self, x):
+            if self.loss.__self__.step_count == 3:
+                pyro.param("loc").unconstrained().data += 1.0
+                raise RuntimeError("broken off")
+            return super().step(x)
+
+    make()
+    svi = Broken(model, guide, Adam({"lr": 0.05}), TraceKL_ELBO())
+    with pytest.raises(RuntimeError, match="broken off"):
+        quiet(svi, X, num_steps=9, callbacks=[Checkpoint(path, every=2)])
+    assert read_checkpoint(path)["step"] == 2
+
+
+def test_a_run_that_stops_at_a_nan_goes_on_before_it(tmp_path):
+    path = tmp_path / "run"
+    svi = make(loss=TraceKL_ELBO(on_nonfinite="stop"))
+    with pyro.validation_enabled(False):
+        history = quiet(
+            svi, batches=[X, X * float("nan")], num_epochs=1, callbacks=[Checkpoint(path)]
+        )
+    assert history.stopped and read_checkpoint(path)["place"] == [0, 1]
+    again = quiet(make(), batches=[X, X], num_epochs=1, resume=path)
+    assert len(again) == 2
+
+
 def test_modules_are_given_by_name_again(tmp_path):
     net = nn.BatchNorm1d(1)
     checkpoint = Checkpoint(tmp_path / "run", modules={"net": net})

@@ -1,6 +1,7 @@
 """The loop: what it feeds, what it remembers, how it ends, what it refuses."""
 
 import math
+import signal
 import sys
 import warnings
 
@@ -181,6 +182,29 @@ def test_an_early_end_returns_the_history_so_far(error):
     assert len(history) == 3 and finished == [3]
     expected = "interrupted after step 3" if error is KeyboardInterrupt else "it is enough"
     assert history.stopped == expected and str(history).endswith(f"stopped: {expected}")
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step():
+    class Interrupted(Recording):
+        def step(self, *args):
+            if len(self.given) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().step(*args)
+
+    stepper = Interrupted()
+    history = quiet(stepper, 1, num_steps=9)
+    assert len(history) == len(stepper.given) == 3
+    assert history.stopped == "interrupted after step 3"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    class Stuck(Recording):
+        def step(self, *args):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    assert len(quiet(Stuck(), 1, num_steps=9)) == 0
 
 
 def test_a_callback_can_stop_training_through_the_run():

@@ -95,8 +95,8 @@ class Checkpoint:
             self._write(run)
 
     def finish(self, run: Run) -> None:
-        """Write the end."""
-        if run.step != self._written:
+        """Write the end, but for a step that was broken off."""
+        if run.is_whole and run.step != self._written:
             self._write(run)
 
     def _write(self, run: Run) -> None:

@@ -15,24 +15,8 @@ __all__ = ["Feed", "Place", "StepInput"]
 Signature = tuple[tuple[str, str], ...]
 
 
-class StepInput(NamedTuple):
-    """What one step is given, and where it stands.
-
-    Args:
-        args: Positional.
-        kwargs: By keyword.
-        epoch: From 0.
-        batch: The number of batches taken of the epoch, this one included.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    epoch: int
-    batch: int
-
-
 class Place(NamedTuple):
-    """Where a run stands in its data.
+    """Where a run stands in its data, after so many of an epoch's batches.
 
     Args:
         epoch: From 0.
@@ -43,6 +27,20 @@ class Place(NamedTuple):
     epoch: int = 0
     batch: int = 0
     epoch_rng: RNG | None = None
+
+
+class StepInput(NamedTuple):
+    """What one step is given, and where the run stands after it.
+
+    Args:
+        args: Positional.
+        kwargs: By keyword.
+        place: The place in the data.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    place: Place
 
 
 class Feed:
@@ -95,14 +93,14 @@ class Feed:
     def first(self) -> StepInput:
         """The first input of the epoch that a resumed run is in; the generators are as before."""
         if self._batches is None:
-            return StepInput(self._args, self._kwargs, 0, 0)
+            return StepInput(self._args, self._kwargs, self.place)
         iterator = self._begin(self.place)
         batch = next(iterator, None)
         if batch is None:
             raise ValueError(self._why_empty(0, 0, 0))
         if iterator is self._batches:
             self._batches = chain([batch], iterator)
-        return self._input(batch, 0, 1)
+        return self._input(batch, self.place)
 
     def resume(self, place: Place) -> None:
         """Go on from a place: the epoch's batches are drawn anew, those taken are passed over."""
@@ -110,9 +108,8 @@ class Feed:
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[StepInput]:
         if self._batches is None:
-            self.place = Place(epoch, 1)
             if not skip:
-                yield StepInput(self._args, self._kwargs, epoch, 1)
+                yield StepInput(self._args, self._kwargs, Place(epoch, 1))
             return
         yield from self._batches_of(epoch, skip)
 
@@ -127,8 +124,7 @@ class Feed:
             if number == skip:
                 now.restore(self.generators)
                 continue
-            self.place = place._replace(batch=number)
-            yield self._input(batch, epoch, number)
+            yield self._input(batch, place._replace(batch=number))
         if number < max(skip, 1):
             raise ValueError(self._why_empty(epoch, number, skip))
 
@@ -150,17 +146,15 @@ class Feed:
         once = " anew: pass a list or a DataLoader, not a generator" if epoch else ""
         return f"batches has no batch in epoch {epoch}; it must give some{once}"
 
-    def _input(self, batch: Any, epoch: int, number: int) -> StepInput:
+    def _input(self, batch: Any, place: Place) -> StepInput:
         args, kwargs = _spread(batch)
         both = sorted(kwargs.keys() & self._kwargs.keys())
         if both:
             raise TypeError(f"{both} are in the batch and among fit's keywords; leave one out")
-        self._check_dtypes(args, kwargs, epoch, number)
-        return StepInput(args, {**self._kwargs, **kwargs}, epoch, number)
+        self._check_dtypes(args, kwargs, place)
+        return StepInput(args, {**self._kwargs, **kwargs}, place)
 
-    def _check_dtypes(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], epoch: int, number: int
-    ) -> None:
+    def _check_dtypes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Place) -> None:
         signature = tuple(
             (str(name), str(value.dtype))
             for name, value in (*enumerate(args), *kwargs.items())
@@ -170,8 +164,8 @@ class Feed:
             self._signature = signature
         elif signature != self._signature:
             raise ValueError(
-                f"batch {number} of epoch {epoch} has tensors of {dict(signature)}, the first had "
-                f"{dict(self._signature)}; give all batches the same dtypes, with .to(dtype)"
+                f"batch {place.batch} of epoch {place.epoch} has tensors of {dict(signature)}, "
+                f"the first had {dict(self._signature)}; give all batches the same dtypes, with .to(dtype)"
             )
 
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ..errors import StopTraining
 from .checkpoint import Checkpoint, restore
-from .feed import Feed
+from .feed import Feed, StepInput
 from .history import History
+from .interrupts import PatientInterrupt
 from .run import Callback, Run
 
 __all__ = ["fit"]
@@ -40,8 +41,9 @@ def fit(
 
     ``fit(svi, x, num_steps=2000)`` gives every step the same arguments; ``fit(svi, batches=loader,
     num_epochs=20)`` gives each its batch: a tuple or list is spread over ``step``, a mapping
-    becomes keywords, anything else is one argument. Ctrl-C ends training and returns the history so
-    far, as does :class:`~pyro_elbo.StopTraining` from a callback or the loss.
+    becomes keywords, anything else is one argument. Ctrl-C ends training after the step that is
+    being taken (a second one at once) and returns the history so far, as does
+    :class:`~pyro_elbo.StopTraining` from a callback or the loss.
 
     A callback is called as ``callback(run)`` after each step, with a
     :class:`~pyro_elbo.training.Run`. Where it has them, ``start(run)`` is called before the first
@@ -124,8 +126,9 @@ def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> st
     stopped = ""
     bar = _Bar(run, run.num_steps or feed.num_steps, progress)
     try:
-        if run.step < (run.num_steps or inf):
-            _steps(run, feed, callbacks, bar)
+        with PatientInterrupt() as interrupt:
+            if run.step < (run.num_steps or inf):
+                _steps(run, feed, callbacks, bar, interrupt)
     except KeyboardInterrupt:
         stopped = f"interrupted after step {run.step}"
     except StopTraining as reason:
@@ -137,20 +140,36 @@ def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> st
     return stopped
 
 
-def _steps(run: Run, feed: Feed, callbacks: Sequence[Any], bar: _Bar) -> None:
+def _steps(
+    run: Run, feed: Feed, callbacks: Sequence[Any], bar: _Bar, interrupt: PatientInterrupt
+) -> None:
     for given in feed:
-        start = perf_counter()
-        loss = run.stepper.step(*given.args, **given.kwargs)
-        seconds = perf_counter() - start
+        seconds, loss = _step(run, given)
+        feed.place = given.place
         run.step += 1
-        run.args, run.kwargs, run.epoch, run.batch = given
+        run.args, run.kwargs = given.args, given.kwargs
+        run.epoch, run.batch = given.place.epoch, given.place.batch
         row = {"step": run.step, "epoch": run.epoch, "seconds": seconds}
         run.recorder.add(row, loss, run.terms)
         for callback in callbacks:
             callback(run)
         bar.show(loss)
+        interrupt.raise_if_pending()
         if run.step == run.num_steps:
             return
+
+
+def _step(run: Run, given: StepInput) -> tuple[float, float]:
+    """The seconds of a step, and its loss."""
+    run.is_whole = False
+    start = perf_counter()
+    try:
+        loss = run.stepper.step(*given.args, **given.kwargs)
+    except StopTraining:
+        run.is_whole = True
+        raise
+    run.is_whole = True
+    return perf_counter() - start, loss
 
 
 def _call(callback: Any, name: str, run: Run) -> None:

@@ -24,7 +24,8 @@ class Run:
 
     The attributes: ``step``, the number of steps taken, from 1; ``epoch``, from 0; ``batch``, the
     number of batches taken of the epoch; ``args`` and ``kwargs``, what the step was given;
-    ``loss``, the stepper's :class:`pyro.infer.ELBO`, or ``None``.
+    ``loss``, the stepper's :class:`pyro.infer.ELBO`, or ``None``; ``is_whole``, whether no step was
+    broken off.
     """
 
     def __init__(self, stepper: Any, num_steps: int | None = None) -> None:
@@ -35,6 +36,7 @@ class Run:
         self.args: tuple[Any, ...] = ()
         self.kwargs: Mapping[str, Any] = {}
         self.recorder = Recorder()
+        self.is_whole = True
 
     @property
     def terms(self) -> ELBOTerms | None:
