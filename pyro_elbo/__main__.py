@@ -13,7 +13,7 @@ import torch
 
 from .demo.comparison import Result, binarised_test, compare
 from .demo.data import DataError, Images, load_digits, load_npz
-from .demo.report import print_table, save_tables
+from .demo.report import guide_page, print_table, save_tables
 from .demo.training import num_batches
 
 NUM_STEPS = 2400
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = compare(images, num_epochs=num_epochs, seed=options.seed)
     _save(results, images, options, num_epochs)
     print_table(results)
-    print(f"\n{NOTES}\n\nFigures and tables are in {options.out}")
+    print(f"\n{NOTES}\n\n{guide_page(results[0])}\n\nFigures and tables are in {options.out}")
     return 0
 
 

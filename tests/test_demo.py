@@ -24,8 +24,11 @@ from pyro_elbo.demo.training import TERMS, runs
 from pyro_elbo.demo.vae import VAE
 
 RUNS = list(runs(2))
-FIGURES = ["bound.png", "reconstructions.png", "samples.png", "terms.png", "units.png"]
-TABLES = ["held_out.csv", "results.json", "training.csv"]
+FIGURES = [
+    *("bound.png", "guide.png", "reconstructions.png", "samples.png", "stacked.png"),
+    *("terms.png", "traversal.png", "units.png"),
+]
+TABLES = ["guide_report.txt", "held_out.csv", "results.json", "training.csv"]
 MAX_BYTES = 500_000
 FLOAT32 = torch.finfo(torch.float32).eps
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..diagnostics import GuideReport
+from ..training import TrackEvidence
 from .data import Images, binarise
 from .evaluation import HeldOut, evaluate
+from .guide import gap_tracker, report_of
 from .training import Curves, Loss, num_batches, runs, train
 from .vae import VAE
 
@@ -32,6 +36,8 @@ class Result:
         beta: The KL weight when training ended.
         curves: The terms over training.
         held_out: The terms on held-out images.
+        gap: The gap of some of these images over training; of the first run.
+        report: Whether the guide is any good on them; of the first run.
     """
 
     name: str
@@ -39,6 +45,8 @@ class Result:
     beta: float
     curves: Curves
     held_out: HeldOut
+    gap: TrackEvidence | None = None
+    report: GuideReport | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -80,13 +88,21 @@ def compare(images: Images, *, num_epochs: int, seed: int) -> list[Result]:
     interval = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(losses) * num_steps, unit="step", mininterval=interval) as bar:
         return [
-            _run(name, elbo, deepcopy(initial), images, num_epochs, seed, bar)
-            for name, elbo in losses.items()
+            _run(name, elbo, deepcopy(initial), images, num_epochs, seed, bar, is_first=not i)
+            for i, (name, elbo) in enumerate(losses.items())
         ]
 
 
 def _run(
-    name: str, elbo: Loss, vae: VAE, images: Images, num_epochs: int, seed: int, bar: Any
+    name: str,
+    elbo: Loss,
+    vae: VAE,
+    images: Images,
+    num_epochs: int,
+    seed: int,
+    bar: Any,
+    *,
+    is_first: bool,
 ) -> Result:
     def show(num_new: int, curves: Curves) -> None:
         latest = {"ELBO": curves.terms["elbo"], "KL": curves.terms["kl"], "β": curves.beta}
@@ -97,10 +113,17 @@ def _run(
     bar.set_postfix_str("", refresh=False)
     bar.set_description(f"{name:16s}")
     generator = torch.Generator().manual_seed(seed)
+    run = partial(train, vae, elbo, images, num_epochs=num_epochs)
+    run = partial(run, generator=generator, on_point=show)
+    x = binarised_test(images, seed)
     with _seeded(seed), pyro.get_param_store().scope():
-        curves = train(vae, elbo, images, num_epochs=num_epochs, generator=generator, on_point=show)
-        held_out = evaluate(vae, binarised_test(images, seed))
-    return Result(name, vae, elbo.beta, curves, held_out)
+        if not is_first:
+            curves = run()
+            return Result(name, vae, elbo.beta, curves, evaluate(vae, x))
+        gap = gap_tracker(vae, x, num_epochs * num_batches(images))
+        curves = run(on_step=gap)
+        held_out = evaluate(vae, x)
+        return Result(name, vae, elbo.beta, curves, held_out, gap, report_of(vae, x))
 
 
 @contextmanager

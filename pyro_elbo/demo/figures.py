@@ -18,6 +18,7 @@ __all__ = ["save_figures"]
 CURVES = ("elbo", "objective", "reconstruction", "kl", "entropy", "expected_log_joint")
 UNIT = "nats per image"
 NUM_COLUMNS = 14
+NUM_UNITS = 8
 DPI = 130
 
 
@@ -39,6 +40,9 @@ def save_figures(
         "reconstructions.png": reconstructions_figure(results, images, x),
         "samples.png": samples_figure(results, images, seed),
         "units.png": units_figure(results),
+        "stacked.png": stacked_figure(results),
+        "guide.png": guide_figure(results[0]),
+        "traversal.png": traversal_figure(results[0], images),
     }
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=DPI, bbox_inches="tight")
@@ -131,6 +135,55 @@ def units_figure(results: Sequence[Result]) -> Figure:
         ax.text(0.97, 0.92, count, transform=ax.transAxes, ha="right", va="top")
         ax.label_outer()
     figure.suptitle("KL of each latent unit on held-out images (×: dead)")
+    return figure
+
+
+def stacked_figure(results: Sequence[Result]) -> Figure:
+    """Reconstruction and KL of the runs whose weight moves, adding up to the ELBO."""
+    moving = [result for result in results if len(set(result.curves.beta)) > 1]
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    axes = figure.subplots(1, max(len(moving), 1), sharey=True, squeeze=False)[0]
+    for ax, result in zip(axes, moving, strict=False):
+        curves = result.curves
+        terms = {name: curves.terms[name] for name in ("reconstruction", "kl")}
+        plots.stacked_terms(curves.step, **terms, beta=curves.beta, unit=UNIT, ax=ax)
+        ax.set_title(result.name, weight="bold")
+    figure.suptitle("Reconstruction and KL add up to the ELBO while the weight moves (minibatches)")
+    return figure
+
+
+def guide_figure(result: Result) -> Figure:
+    """The gap of a run's guide over training, and whether each image's weights can be used."""
+    assert result.gap is not None and result.report is not None
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    gap = result.gap
+    count = len(gap.estimates[0].per_datum.value)
+    per_image = {
+        name: (getattr(gap, name) / count).numpy()
+        for name in ("elbo", "log_evidence", "log_evidence_error")
+    }
+    plots.gap_curve(gap.steps, **per_image, unit=UNIT, ax=left)
+    left.set_title(f"The gap over training, on {count} held-out images", fontsize="medium")
+    datum = result.report.gap.evidence.per_datum
+    assert datum is not None
+    plots.khat_points(datum.khat.numpy(), ax=right)
+    right.set_title("Can each held-out image's importance weights be used?", fontsize="medium")
+    figure.suptitle(f"Is the guide of {result.name} any good?")
+    return figure
+
+
+def traversal_figure(result: Result, images: Images) -> Figure:
+    """What the units of a run that say the most draw."""
+    vae, kl = result.vae, result.held_out.unit_kl
+    units = sorted(range(vae.num_units), key=lambda unit: -kl[unit])[:NUM_UNITS]
+
+    def decode(z: Tensor) -> Tensor:
+        return vae.decode(z).unflatten(-1, (images.height, images.width))
+
+    figure = Figure(figsize=(6, 7), layout="constrained")
+    plots.latent_traversal(decode, vae.num_units, units=units, ax=figure.subplots())
+    figure.suptitle(f"{result.name}: one unit moves, the others stay at 0 (largest KL first)")
     return figure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..tables import table
 from .comparison import Result
 
-__all__ = ["print_table", "save_tables"]
+__all__ = ["guide_page", "print_table", "save_tables"]
 
 HEADINGS = (
     "nats per image",
@@ -38,8 +38,15 @@ def print_table(results: Sequence[Result]) -> None:
     print(table(rows))
 
 
+def guide_page(result: Result) -> str:
+    """Whether a run's guide is any good, as a page to read."""
+    title = f"Is the guide of {result.name} any good? On the held-out images, in nats:"
+    return f"{title}\n\n{result.report}"
+
+
 def save_tables(results: Sequence[Result], settings: Mapping[str, Any], out: Path) -> None:
-    """Write ``held_out.csv``, ``training.csv`` and, with everything in it, ``results.json``."""
+    """Write ``held_out.csv``, ``training.csv``, ``guide_report.txt`` and ``results.json``."""
+    (out / "guide_report.txt").write_text(guide_page(results[0]) + "\n", encoding="utf-8")
     _write_csv(out / "held_out.csv", (result.row for result in results))
     _write_csv(out / "training.csv", (row for result in results for row in _points(result)))
     record = {"settings": dict(settings), "runs": [_record(result) for result in results]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from statistics import fmean, median
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pyro.infer import SVI
@@ -93,6 +93,7 @@ def train(
     num_epochs: int,
     generator: torch.Generator,
     on_point: Callable[[int, Curves], None],
+    on_step: Callable[[int], Any] = lambda step: None,
 ) -> Curves:
     """Fit the autoencoder with :class:`pyro.infer.SVI`, the pixels binarised anew in each epoch.
 
@@ -103,6 +104,7 @@ def train(
         num_epochs: Passes through the training images.
         generator: Orders and binarises the images.
         on_point: Called with the steps since the last call, and the curves so far.
+        on_step: Called with the number of steps taken, from 1.
     """
     num_steps = num_epochs * num_batches(images)
     decay = LEARNING_RATE_DECAY ** (1 / num_steps)
@@ -115,6 +117,7 @@ def train(
         svi.step(x)
         curves.seconds.append(perf_counter() - start)
         window.append(_per_image(elbo.terms, len(x)))
+        on_step(len(curves.seconds))
         if len(window) == ceil(num_steps / NUM_POINTS) or len(curves.seconds) == num_steps:
             curves.add(elbo.terms.beta, window)
             on_point(len(window), curves)

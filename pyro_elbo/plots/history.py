@@ -63,7 +63,10 @@ def history(
     handles = ax.get_legend_handles_labels()[0]
     beta = history.columns.get("beta", np.array([np.nan]))
     if np.isfinite(beta).all() and beta.min() < beta.max():
-        handles = [*handles, beta_line(ax, steps, _means(beta, windows))]
+        line = beta_line(ax, steps, _means(beta, windows))
+        ax.set_zorder(1)
+        ax.patch.set_visible(False)
+        handles = [*handles, line]
     legend(ax, handles)
     return ax
 

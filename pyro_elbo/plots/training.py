@@ -202,8 +202,6 @@ def beta_line(ax: Axes, steps: Floats, beta: Floats) -> Line2D:
     line.set_path_effects([patheffects.withStroke(linewidth=3.2, foreground="white")])
     twin.set_ylabel(TERM_LABELS["beta"])
     twin.set_ylim(0.0, 1.08 * max(1.0, beta.max()))
-    ax.set_zorder(twin.get_zorder() + 1)
-    ax.patch.set_visible(False)
     return line
 
 

@@ -165,7 +165,8 @@ class Feed:
         elif signature != self._signature:
             raise ValueError(
                 f"batch {place.batch} of epoch {place.epoch} has tensors of {dict(signature)}, "
-                f"the first had {dict(self._signature)}; give all batches the same dtypes, with .to(dtype)"
+                f"the first had {dict(self._signature)}; give all batches the same dtypes, "
+                "with .to(dtype)"
             )
 
 
