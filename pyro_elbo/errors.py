@@ -9,7 +9,8 @@ class UnsupportedSiteError(NotImplementedError):
     """A loss cannot give a right number at a site, so it gives none.
 
     Args:
-        site: Name of the sample site.
+        site: Name of the sample site; or, alone, the whole message, as Pyro gives it to what it
+            raises anew.
         why: What about the site is not supported.
         remedy: What to change.
 
@@ -18,8 +19,8 @@ class UnsupportedSiteError(NotImplementedError):
         site 'z': it is not reparameterised; use a Normal guide
     """
 
-    def __init__(self, site: str, why: str, remedy: str) -> None:
-        super().__init__(f"site {site!r}: {why}; {remedy}")
+    def __init__(self, site: str, why: str = "", remedy: str = "") -> None:
+        super().__init__(f"site {site!r}: {why}; {remedy}" if why else site)
         self.site, self.why, self.remedy = site, why, remedy
 
 

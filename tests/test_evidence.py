@@ -15,6 +15,7 @@ from support import assert_close, assert_mean
 
 from pyro_elbo import UnsupportedSiteError, reference
 from pyro_elbo.evidence import Enumeration, ImportanceWeighting
+from pyro_elbo.evidence.weigher import Weigher
 from pyro_elbo.evidence.weights import LogWeights
 
 X = torch.tensor([0.5, -1.0, 2.0, 0.3, 1.2, -0.4], dtype=torch.float64)
@@ -103,7 +104,8 @@ PROGRAMS = {
 
 
 def repeated(estimator, count, model, guide, *args):
-    return [estimator.estimate(model, guide, *args) for _ in range(count)]
+    weigher = Weigher(model, guide, args, {}, estimator.plate)
+    return [estimator.weigh(weigher) for _ in range(count)]
 
 
 @pytest.mark.parametrize("size", [None, 4], ids=["full", "minibatches"])

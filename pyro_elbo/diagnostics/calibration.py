@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..evidence.checks import check_count
+from ..evidence.modes import modules_of
 from ..evidence.ratios import RatioELBO, sampled
 from ..evidence.simulation import Arguments, Simulation, Values, simulate
 from ..tables import table
@@ -145,7 +147,7 @@ def vsbc(
     names, values = _probabilities(
         model, guide, args, kwargs, refit, arguments, num_simulations, num_samples, progress
     )
-    tests = [stats.ks_2samp(row, 1 - row).pvalue for row in values.T.numpy()]
+    tests = [symmetry_p_value(row) for row in values.T]
     return Calibration("VSBC", names, values, torch.tensor(tests))
 
 
@@ -230,7 +232,7 @@ def _probabilities(
                 "no argument of the guide equals an observed value, so that it cannot see the "
                 "simulated data; pass arguments=, from the data to the arguments, or refit="
             )
-        with _put_back(guide):
+        with _put_back(model, guide):
             fitted = guide
             if refit is not None:
                 fitted = refit(drawn.model, guide, *drawn.args, **drawn.kwargs)
@@ -273,23 +275,51 @@ def _scalars(site: str, rank: Tensor) -> list[str]:
     return [f"{site}[{', '.join(map(str, place))}]" for place in places.tolist()]
 
 
+def symmetry_p_value(probabilities: Tensor) -> float:
+    r"""The chance that as many numbers, symmetric about 1/2, are as lopsided as these.
+
+    .. math:: D = \sup_t |F_n(t) + F_n(1 - t) - 1|
+
+    In the order of their distances from 1/2 the signs are a simple random walk, whose largest
+    excursion is :math:`n D`; its distribution is exact.
+
+    Args:
+        probabilities: Shape [n].
+
+    References:
+        *A Symmetry Test* (Butler, 1969), The Annals of Mathematical Statistics 40(6).
+    """
+    centred = probabilities - 0.5
+    signs = centred[centred.abs().argsort(descending=True)].sign()
+    reached = int(signs.cumsum(0).abs().max())
+    inside = np.zeros(2 * reached + 1)
+    inside[reached] = 1.0
+    for _ in range(len(signs)):
+        inside[1:-1] = (inside[:-2] + inside[2:]) / 2
+        inside[[0, -1]] = 0.0
+    return float(1.0 - inside.sum())
+
+
 @contextmanager
-def _put_back(guide: Any) -> Iterator[None]:
-    """Undo what a fit does to a guide's parameters and to Pyro's store."""
-    module = guide if isinstance(guide, nn.Module) else None
-    kept: Mapping[str, Any] = {}
-    if module is not None:
-        kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
+def _put_back(model: Any, guide: Any) -> Iterator[None]:
+    """Undo what a fit does to model, guide and Pyro's store: to values, buffers and train flags."""
     store = pyro.get_param_store()
-    state = {name: value.detach().clone() for name, value in store._params.items()}
+    state = store.get_state()
+    values = {name: value.detach().clone() for name, value in state["params"].items()}
+    modules = modules_of(model, guide)
+    kept = [{n: v.detach().clone() for n, v in one.state_dict().items()} for one in modules]
+    flags = [(part, part.training) for one in modules for part in one.modules()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, value in (module.state_dict() if module is not None else {}).items():
-                if name in kept:
-                    value.copy_(kept[name])
-            for name in [name for name in store._params if name not in state]:
-                del store[name]
-            for name, value in state.items():
-                store._params[name].copy_(value)
+            for one, before in zip(modules, kept, strict=True):
+                for name, value in one.state_dict().items():
+                    if name in before:
+                        value.copy_(before[name])
+            for name, value in values.items():
+                state["params"][name].copy_(value)
+        store.clear()
+        store.set_state(state)
+        for part, is_training in flags:
+            part.training = is_training

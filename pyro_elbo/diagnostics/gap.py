@@ -89,6 +89,8 @@ class EvidenceGapEstimate:
             f"  {self.evidence}".replace("\n", "\n  "),
             f"  ELBO = {self.elbo.value:.4f} ± {self.elbo.standard_error:.4f} nats",
         ]
+        if self.elbo.why_infinite:
+            lines.append(f"  {self.elbo.why_infinite}")
         if self.simulated is not None:
             lines.append(f"  {self.simulated}")
         return "\n".join(lines)
@@ -101,6 +103,7 @@ def evidence_gap(
     estimator: Any = None,
     num_samples: int = 1000,
     simulated: BidirectionalMonteCarlo | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> EvidenceGapEstimate:
     r"""How far the ELBO of a guide is below the evidence.
@@ -118,6 +121,7 @@ def evidence_gap(
             with ``num_samples`` by default.
         num_samples: Samples for the ELBO.
         simulated: How to bound the evidence of simulated data from both sides, to be shown beside.
+        progress: Whether work of over a second shows a bar, where the estimator does.
         **kwargs: What both take.
 
     Returns:
@@ -125,6 +129,7 @@ def evidence_gap(
 
     Raises:
         ValueError: As the estimator.
+        TypeError: ``estimator`` or ``simulated`` has no ``estimate``.
         UnsupportedSiteError: As the estimator.
 
     Law:
@@ -151,9 +156,14 @@ def evidence_gap(
         *Inference Suboptimality in Variational Autoencoders* (Cremer, Li & Duvenaud, 2018),
         arXiv 1801.03558.
     """
-    estimator = ImportanceWeighting(num_samples) if estimator is None else estimator
+    if estimator is None:
+        estimator = ImportanceWeighting(num_samples, progress=progress)
+    for name, one in (("estimator", estimator), ("simulated", simulated)):
+        if one is not None and not callable(getattr(one, "estimate", None)):
+            raise TypeError(f"{name} must be one of pyro_elbo.evidence, not {one!r}")
     options: dict[str, Any] = {"plate": None, "chunk_size": None, "progress": True}
     options = {name: getattr(estimator, name, default) for name, default in options.items()}
+    options["progress"] = progress and options["progress"]
     bound = MeanLogRatio(num_samples=num_samples, **options)
     elbo = bound.estimate(model, guide, *args, **kwargs)
     evidence = estimator.estimate(model, guide, *args, **kwargs)

@@ -104,7 +104,7 @@ def khat(
     weighting = _Weighting(num_samples, plate, chunk_size=chunk_size, progress=progress)
     weigher = Weigher(model, guide, args, kwargs, plate)
     batches = weigher.batches()
-    return _report(weigher.layout, batches, *weighting.weigh(weigher, batches))
+    return _report(weigher.layout, batches, *weighting.both(weigher, batches))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Weighting(ImportanceWeighting):
     """The weights of all latents at once, and of each datum, from the same samples."""
 
     @torch.no_grad()
-    def weigh(self, weigher: Weigher, batches: Sequence[Batch]) -> tuple[_Weights, list[_Weights]]:
+    def both(self, weigher: Weigher, batches: Sequence[Batch]) -> tuple[_Weights, list[_Weights]]:
         joint, data = self._accumulator(), [self._accumulator() for _ in batches]
         with self._bar(len(batches) * self.num_samples) as bar:
             for size in self._chunks(weigher.rows):

@@ -106,15 +106,16 @@ def rate_distortion(
         *Fixing a Broken ELBO* (Alemi et al., 2018), arXiv 1711.00464.
     """
     check_count("num_particles", num_particles, 2)
+    betas = [float(beta) for beta in betas]
     if not betas:
         raise ValueError("betas is empty; name the weights to train at")
-    losses = [TraceKL_ELBO(beta=float(beta)) for beta in betas]
+    losses = [TraceKL_ELBO(beta=beta) for beta in betas]
     bar = tqdm(losses, desc="rate and distortion", delay=1.0, leave=False, disable=not progress)
     points = [_point(*fit(elbo), num_particles) for elbo in bar]
     rate, distortion, rate_error, distortion_error, active = map(
         torch.stack, zip(*points, strict=True)
     )
-    weights = torch.tensor([float(beta) for beta in betas])
+    weights = torch.tensor(betas)
     return RateDistortion(weights, rate, rate_error, distortion, distortion_error, active)
 
 

@@ -84,6 +84,7 @@ def guide_report(
     estimator: Any = None,
     elbo: Any = None,
     num_samples: int = 1000,
+    progress: bool = True,
     **kwargs: Any,
 ) -> GuideReport:
     r"""Ask of a guide what a person should know before using it.
@@ -101,6 +102,7 @@ def guide_report(
         estimator: What estimates the evidence, as in :func:`evidence_gap`.
         elbo: The loss whose gradients are looked at; as in :func:`gradient_signal`.
         num_samples: Samples for evidence and ELBO.
+        progress: Whether work of over a second shows a bar, where the estimator does.
         **kwargs: What both take.
 
     Raises:
@@ -128,15 +130,16 @@ def guide_report(
         *Yes, but Did It Work?: Evaluating Variational Inference* (Yao, Vehtari, Simpson & Gelman,
         2018), arXiv 1802.02538.
     """
-    gap = evidence_gap(model, guide, *args, estimator=estimator, num_samples=num_samples, **kwargs)
+    settings = {"estimator": estimator, "num_samples": num_samples, "progress": progress}
+    gap = evidence_gap(model, guide, *args, **settings, **kwargs)
     collapse, why_no_units = _units(model, guide, args, kwargs)
-    signal = _signal(model, guide, args, kwargs, elbo)
+    signal, why_no_signal = _signal(model, guide, args, kwargs, elbo)
     findings = (
         *_of_evidence(gap),
         _of_gap(gap),
         _of_weights(gap),
         _of_units(collapse, why_no_units),
-        *_of_gradients(signal),
+        *_of_gradients(signal, why_no_signal),
     )
     return GuideReport(gap, collapse, signal, findings)
 
@@ -148,11 +151,13 @@ def _units(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[CollapseRepo
         return None, str(error)
 
 
-def _signal(model: Any, guide: Any, args: Any, kwargs: Any, elbo: Any) -> GradientSignal | None:
+def _signal(
+    model: Any, guide: Any, args: Any, kwargs: Any, elbo: Any
+) -> tuple[GradientSignal | None, str]:
     try:
-        return gradient_signal(model, guide, *args, elbo=elbo, **kwargs)
-    except ValueError:
-        return None
+        return gradient_signal(model, guide, *args, elbo=elbo, **kwargs), ""
+    except (ValueError, UnsupportedSiteError) as error:
+        return None, str(error)
 
 
 def _of_evidence(gap: EvidenceGapEstimate) -> tuple[Finding, ...]:
@@ -177,7 +182,9 @@ def _of_gap(gap: EvidenceGapEstimate) -> Finding:
         "the posterior has a shape that the guide lacks, or training has not ended: train on, use "
         "a richer family (AutoMultivariateNormal, a flow), or see diagnostics.amortisation_gap"
     )
-    text = f"≥ {_number(value, error)}{many}"
+    advice = gap.elbo.why_infinite or advice
+    sign = "" if gap.evidence.bound == "exact" else "≥ "
+    text = f"{sign}{_number(value, error)}{many}"
     return Finding(name, text, f"{MAX_GAP} nats", is_good, "" if is_good else advice)
 
 
@@ -216,9 +223,9 @@ def _of_units(collapse: CollapseReport | None, why: str) -> Finding:
     return Finding("dead units", text, "none", dead == 0, collapse.verdict if dead else "")
 
 
-def _of_gradients(signal: GradientSignal | None) -> tuple[Finding, ...]:
+def _of_gradients(signal: GradientSignal | None, why_none: str) -> tuple[Finding, ...]:
     if signal is None:
-        return ()
+        return (Finding("gradient signal / noise, least", "not known", "", None, why_none),)
     ratios = {name: float(ratio) for name, ratio in signal.ratio.items() if not ratio.isnan()}
     if not ratios:
         return ()

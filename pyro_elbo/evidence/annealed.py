@@ -12,6 +12,7 @@ from ..errors import UnsupportedSiteError
 from .annealing import Annealing
 from .checks import check_count
 from .estimate import EvidenceEstimate
+from .modes import in_eval_mode
 from .results import of_data, of_joint
 from .weigher import Batch, Weigher
 from .weights import LogWeights
@@ -94,6 +95,10 @@ class AnnealedImportance:
             *args: What both take.
             **kwargs: What both take.
         """
+        with in_eval_mode(model, guide):
+            return self._annealed(model, guide, args, kwargs)
+
+    def _annealed(self, model: Any, guide: Any, args: Any, kwargs: Any) -> EvidenceEstimate:
         start = guide if self.start == "guide" else prior_of(model)
         weigher = Weigher(model, start, args, kwargs, self.plate)
         check_continuous(weigher)
@@ -130,16 +135,38 @@ class AnnealedImportance:
 
 
 def prior_of(model: Any) -> Any:
-    """The model's latents alone, as a guide."""
-    return poutine.block(model, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+    """The model's latents alone, as a guide.
+
+    Raises:
+        UnsupportedSiteError: When it runs: the model sums a latent out.
+    """
+
+    def is_hidden(msg: Any) -> bool:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["infer"].get("enumerate"):
+            raise UnsupportedSiteError(
+                msg["name"],
+                "the model sums it out, so that the prior of the others cannot be evaluated at "
+                "its samples",
+                "give a guide of the others, and start='guide'",
+            )
+        return bool(msg["type"] == "sample" and msg["is_observed"])
+
+    return poutine.block(model, hide_fn=is_hidden)
 
 
 def check_continuous(weigher: Weigher) -> None:
-    """Check that particles can move along gradients.
+    """Check that particles can move along gradients, many at once.
 
     Raises:
         UnsupportedSiteError: The guide samples a discrete latent.
+        ValueError: The program mixes samples up that are run at once.
     """
+    if not weigher.at_once:
+        raise ValueError(
+            "annealing runs all particles at once, and this program mixes them up: it indexes or "
+            "sums from the left (w[0], z.sum(0)); count dims from the right, as in w[..., 0], or "
+            "use evidence.ImportanceWeighting"
+        )
     for name in sorted(weigher.layout.shared | weigher.layout.local):
         if weigher.guide_sites[name]["fn"].support.is_discrete:
             raise UnsupportedSiteError(

@@ -11,6 +11,8 @@ __all__ = ["Bound", "DatumEvidence", "EvidenceEstimate"]
 
 Bound = Literal["lower", "exact", "upper"]
 UNRELIABLE = 0.7
+MIN_SAMPLES = 25
+MIN_ESS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class EvidenceEstimate:
         khat: Pareto shape of the weights' tail, the largest over data; nan where there is none.
         per_datum: The evidence of each datum; ``None`` where data are dependent.
         why_no_datum: Why ``per_datum`` is ``None``.
+        why_infinite: Why the value is minus infinity, where it is (an ELBO can be).
 
     Above 0.7 of :math:`\hat k` the weights have too heavy a tail: the value is still a bound in
     expectation, and likely far from the truth, and neither its error nor ``ess`` can be trusted.
@@ -65,10 +68,14 @@ class EvidenceEstimate:
     khat: Tensor
     per_datum: DatumEvidence | None = None
     why_no_datum: str = ""
+    why_infinite: str = ""
 
     @property
     def reliable(self) -> bool:
-        r"""Whether no :math:`\hat k` is above 0.7."""
+        r"""Whether no :math:`\hat k` is above 0.7, or, without one, the ESS is enough."""
+        if self.khat.isnan() and self.bound != "exact":
+            is_few = self.num_samples < MIN_SAMPLES
+            return bool(self.ess >= (0.99 * self.num_samples if is_few else MIN_ESS))
         return not bool(self.khat > UNRELIABLE)
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from pyro.infer import config_enumerate
 from ..elbo.tracing import sample_sites
 from ..errors import UnsupportedSiteError
 from .estimate import EvidenceEstimate
+from .modes import in_eval_mode
 from .results import of_data
 from .weigher import Weigher
 from .weights import LogWeights
@@ -67,7 +68,10 @@ class Enumeration:
         """
         _check_discrete(model, args, kwargs)
         enumerated = config_enumerate(model, default="parallel")
-        weigher = Weigher(enumerated, _nothing, args, kwargs, self.plate)
+        with in_eval_mode(model):
+            return self._summed(Weigher(enumerated, _nothing, args, kwargs, self.plate))
+
+    def _summed(self, weigher: Weigher) -> EvidenceEstimate:
         batches = weigher.batches()
         weights = []
         constant: Any = 0.0

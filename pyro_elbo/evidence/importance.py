@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .checks import check_count
 from .estimate import EvidenceEstimate
+from .modes import in_eval_mode
 from .results import of_data, of_joint
 from .weigher import Weigher
 from .weights import LogWeights
@@ -37,7 +38,9 @@ class ImportanceWeighting:
     Masks hold. A subsampled plate is gone through whole, minibatch by minibatch, where the model
     takes its data by the plate's indices; where its arguments are one minibatch, that is scaled up,
     and the error says so. Sites that the guide enumerates are sampled; sites that the model
-    enumerates are summed out.
+    enumerates are summed out. Modules run in eval mode. A program that gives other numbers at many
+    samples at once than at each alone is evaluated sample by sample, with a warning; data in a
+    plate that depend on one another's latents have one weight.
 
     Args:
         num_samples: Samples of each latent; with nested weights, of those that all data share.
@@ -100,8 +103,15 @@ class ImportanceWeighting:
             *args: What both take.
             **kwargs: What both take.
         """
-        weigher = Weigher(model, guide, args, kwargs, self.plate)
-        return self._joint(weigher) if weigher.layout.shared else self._by_datum(weigher)
+        with in_eval_mode(model, guide):
+            return self.weigh(Weigher(model, guide, args, kwargs, self.plate))
+
+    @torch.no_grad()
+    def weigh(self, weigher: Weigher) -> EvidenceEstimate:
+        """The estimate of a program that was looked at already."""
+        is_joint = bool(weigher.layout.shared)
+        estimate = self._joint(weigher) if is_joint else self._by_datum(weigher)
+        return replace(estimate, why_infinite=_why_infinite(estimate, weigher))
 
     def _by_datum(self, weigher: Weigher) -> EvidenceEstimate:
         batches = weigher.batches()
@@ -144,3 +154,12 @@ class ImportanceWeighting:
 
     def _bar(self, total: int) -> Any:
         return tqdm(total=total, desc="evidence", delay=1.0, leave=False, disable=not self.progress)
+
+
+def _why_infinite(estimate: EvidenceEstimate, weigher: Weigher) -> str:
+    if estimate.value.isfinite():
+        return ""
+    return (
+        f"samples of the guide have density 0 in the model, at the sites {list(weigher.zeros)}; "
+        "give the guide the model's support"
+    )

@@ -14,7 +14,7 @@ from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms, subsampling
 from ..terms import ELBOTerms
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["Layout", "joint_layout", "layout_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Layout:
         local: The guide's sites inside.
         frames: Pyro's frame of every plate.
         indices: The indices that one run drew of each subsampled plate.
+        why_joint: Why the data have one weight, where plates would give each its own.
     """
 
     plates: tuple[str, ...]
@@ -38,6 +39,7 @@ class Layout:
     local: frozenset[str]
     frames: Mapping[str, Any]
     indices: Mapping[str, Tensor]
+    why_joint: str = ""
 
     @property
     def subsampled(self) -> str | None:
@@ -79,12 +81,59 @@ def layout_of(program: Program, pair: Any, terms: ELBOTerms, plate: str | None) 
         for groups in (inside, outside)
     )
     _check_subsampling(sites, frames, plates)
+    _check_coupled(sites, pair, frames, outside)
     if inside and outside:
         members = [name for group in inside for name in sites[group].members]
         _check_order(program, pair, set(members))
     ordered = tuple(name for name in frames if name in plates)
     indices = {name: value for name, value in terms.indices.items() if value is not None}
     return Layout(ordered, tuple(inside), tuple(outside), shared, local, frames, indices)
+
+
+def joint_layout(layout: Layout, pair: Any, terms: ELBOTerms, plate: str | None) -> Layout:
+    """The layout of data that depend on one another's latents: one weight for all of them.
+
+    Args:
+        layout: The layout of independent data.
+        pair: The traces of one evaluation.
+        terms: Its terms.
+        plate: The plate that was said to have independent data, if one was.
+
+    Raises:
+        UnsupportedSiteError: The plate was named, or is subsampled.
+    """
+    why = (
+        f"the weight of a datum in plate {layout.plates[-1]!r} depends on the latents of another "
+        f"({', '.join(sorted(layout.local))})"
+    )
+    if plate is not None or layout.subsampled is not None:
+        raise UnsupportedSiteError(
+            min(layout.local),
+            why,
+            "give the full data, and no plate=, so that all data have one weight",
+        )
+    names = tuple(terms.sites)
+    guide = frozenset(sample_sites(pair[1]))
+    return Layout((), (), names, guide, frozenset(), layout.frames, layout.indices, why)
+
+
+def _check_coupled(
+    sites: Mapping[str, SiteTerms], pair: Any, frames: Mapping[str, Any], outside: Iterable[str]
+) -> None:
+    """A density of data in a subsampled plate that is no product over them cannot be scaled up."""
+    drawn = {name for name, frame in frames.items() if subsampling(frame) != 1}
+    nodes = {**pair[1].nodes, **pair[0].nodes}
+    for group in outside if drawn else ():
+        members = [name for name in sites[group].members if name in nodes]
+        of_plate = {f.name for name in members for f in nodes[name]["cond_indep_stack"]} & drawn
+        if of_plate:
+            summed = [n for n in members if nodes[n]["infer"].get("_enumerate_dim") is not None]
+            raise UnsupportedSiteError(
+                min(summed or members),
+                f"it ties the data of plate {min(of_plate)!r} together, so that a minibatch gives "
+                "no bound of their evidence",
+                "give the full data (subsample_size=None), or sample it in the guide",
+            )
 
 
 def _frames(pair: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ __all__ = ["of_data", "of_joint"]
 
 def of_joint(layout: Layout, weights: LogWeights) -> EvidenceEstimate:
     """The estimate of one weight for all data."""
-    shared = ", ".join(sorted(layout.shared))
+    shared = f"all data share {', '.join(sorted(layout.shared))}"
     return EvidenceEstimate(
         weights.log_mean,
         weights.standard_error,
@@ -27,7 +27,7 @@ def of_joint(layout: Layout, weights: LogWeights) -> EvidenceEstimate:
         weights.ess,
         weights.khat,
         None,
-        f"all data share {shared}, so that no datum has an evidence of its own",
+        f"{layout.why_joint or shared}, so that no datum has an evidence of its own",
     )
 
 

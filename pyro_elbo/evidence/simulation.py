@@ -85,13 +85,28 @@ def simulate(
 
 
 def _replaced(observed: Values, data: Values, args: Any, kwargs: Any) -> Arguments:
-    def replaced(argument: Any) -> Any:
-        for name in filter(data.__contains__, observed):
-            if isinstance(argument, Tensor) and torch.equal(argument, observed[name]):
-                return data[name]
-        return argument
+    given = {**dict(enumerate(args)), **kwargs}
+    sites = {key: _site_of(argument, observed, data) for key, argument in given.items()}
+    found = [site for site in sites.values() if site is not None]
+    for site in found:
+        if found.count(site) > 1:
+            raise ValueError(
+                f"several arguments equal what site {site!r} observes, so that it cannot be said "
+                "which of them holds its data; give placeholders that differ, or pass arguments=, "
+                "from the data to the arguments"
+            )
+    new = {key: given[key] if site is None else data[site] for key, site in sites.items()}
+    return tuple(new[at] for at in range(len(args))), {name: new[name] for name in kwargs}
 
-    return tuple(map(replaced, args)), {name: replaced(arg) for name, arg in kwargs.items()}
+
+def _site_of(argument: Any, observed: Values, data: Values) -> str | None:
+    """The site that observes an argument itself, or else one that equals it."""
+    if not isinstance(argument, Tensor):
+        return None
+    names = [name for name in observed if name in data]
+    same = [name for name in names if observed[name] is argument]
+    equal = [name for name in names if torch.equal(argument, torch.as_tensor(observed[name]))]
+    return next(iter(same or equal), None)
 
 
 def _same(args: Any, kwargs: Any, other_args: Any, other_kwargs: Any) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..elbo.dependencies import Program
@@ -14,10 +17,17 @@ from ..elbo.tracing import sample_sites
 from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms
 from ..terms import ELBOTerms
-from .layout import Layout, layout_of
+from .layout import Layout, joint_layout, layout_of
+from .probing import Ratios, data_are_independent, runs_at_once
 from .ratios import RatioELBO, sampled
 
 __all__ = ["Batch", "Weigher"]
+
+ONE_BY_ONE = (
+    "the program gives other numbers at many samples at once than at each alone (it indexes or "
+    "sums from the left, as in w[0] or z.sum(0)), so that they are evaluated one by one; count "
+    "dims from the right, as in w[..., 0], to have it fast"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +60,17 @@ class Weigher:
         args: What both take.
         kwargs: What both take.
         plate: The plate with independent data, where it is named.
+
+    The attribute ``zeros`` has the sites at which weights were 0.
     """
 
     def __init__(self, model: Any, guide: Any, args: Any, kwargs: Any, plate: str | None) -> None:
+        self.zeros: dict[str, None] = {}
         self.program = Program(model, sampled(guide), args, kwargs)
         probe = RatioELBO(1, float("inf"))
         terms = self._terms(probe)
         self.layout: Layout = layout_of(self.program, probe.pair, terms, plate)
+        self.at_once = self._probe(probe.pair, terms, plate)
         self.guide_sites = sample_sites(probe.pair[1])
         sites = [site for trace in probe.pair for site in sample_sites(trace).values()]
         self.rows = max((torch.as_tensor(site["value"]).numel() for site in sites), default=1)
@@ -73,13 +87,47 @@ class Weigher:
             Those outside of the plates, shape ``[count]``, and those inside, shape
             ``[count, repeats, *plates]``.
         """
+        if not self.at_once:
+            return self._one_by_one(count, repeats, batch)
         choose = Choice(self.layout.shared, repeats, batch)
-        elbo = RatioELBO(count * repeats, self.layout.nesting, choose)
+        ratios = self._ratios(RatioELBO(count * repeats, self.layout.nesting, choose))
+        inside = ratios.inside
+        return ratios.outside[::repeats], inside.reshape(count, repeats, *inside.shape[1:])
+
+    def _one_by_one(self, count: int, repeats: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        outside, inside = [], []
+        for sample in range(count):
+            shared = batch.shared.setdefault(str(sample), {})
+            choose = Choice(self.layout.shared, 1, replace(batch, shared=shared))
+            for _ in range(repeats):
+                ratios = self._ratios(RatioELBO(1, self.layout.nesting, choose))
+                inside.append(ratios.inside)
+            outside.append(ratios.outside)
+        stacked = torch.cat(inside)
+        return torch.cat(outside), stacked.reshape(count, repeats, *stacked.shape[1:])
+
+    def _ratios(self, elbo: RatioELBO, *, checked: bool = True) -> Ratios:
         terms = self._terms(elbo)
-        outside = _total(terms, self.layout.outside, ())[::repeats]
+        outside = _total(terms, self.layout.outside, ())
         inside = _total(terms, self.layout.inside, self.layout.plates)
-        _check_finite(terms, outside, inside)
-        return outside, inside.reshape(count, repeats, *inside.shape[1:])
+        if checked:
+            self._check_finite(terms, outside, inside)
+        return Ratios(outside, inside, sample_sites(elbo.pair[1]))
+
+    def _probe(self, pair: Any, terms: ELBOTerms, plate: str | None) -> bool:
+        """Whether samples can be evaluated at once; data that depend share one weight."""
+        choose = Choice(frozenset(), 1, Batch(self.layout.indices))
+        run = partial(self._ratios, checked=False)
+        state = get_rng_state()
+        try:
+            if not data_are_independent(run, self.layout, choose):
+                self.layout = joint_layout(self.layout, pair, terms, plate)
+            at_once = runs_at_once(run, self.layout, choose)
+        finally:
+            set_rng_state(state)
+        if not at_once:
+            warnings.warn(ONE_BY_ONE, UserWarning, stacklevel=4)
+        return at_once
 
     @torch.no_grad()
     def constant(self, batch: Batch) -> Tensor:
@@ -130,6 +178,15 @@ class Weigher:
         sites = sample_sites(elbo.pair[0]).items()
         return {name: site["value"] for name, site in sites if site["is_observed"]}
 
+    def _check_finite(self, terms: ELBOTerms, *ratios: Tensor) -> None:
+        if any(bool((ratio.isnan() | (ratio == torch.inf)).any()) for ratio in ratios):
+            raise ValueError(
+                f"a weight p(x, z) / q(z) is infinite or nan, from the sites {_infinite(terms)}, "
+                "so the weights have no mean; check their parameters, supports and data"
+            )
+        if any(bool((ratio == -torch.inf).any()) for ratio in ratios):
+            self.zeros.update(dict.fromkeys(_infinite(terms)))
+
     def _terms(self, elbo: RatioELBO) -> ELBOTerms:
         program = self.program
         return elbo.ratios(program.model, program.guide, program.args, program.kwargs)
@@ -167,17 +224,12 @@ def _log_ratio(site: SiteTerms, plates: tuple[str, ...]) -> Any:
     return likelihood + prior - guide
 
 
-def _check_finite(terms: ELBOTerms, *ratios: Tensor) -> None:
-    if any(bool((ratio.isnan() | (ratio == torch.inf)).any()) for ratio in ratios):
-        names = [name for name, site in terms.sites.items() if _is_infinite(site)]
-        raise ValueError(
-            f"a weight p(x, z) / q(z) is infinite or nan, from the sites {names}, so the weights "
-            "have no mean; check their parameters, supports and data"
-        )
-
-
-def _is_infinite(site: SiteTerms) -> bool:
-    return any(not bool(atom.value.isfinite().all()) for atom in site.atoms)
+def _infinite(terms: ELBOTerms) -> list[str]:
+    return [
+        name
+        for name, site in terms.sites.items()
+        if any(not bool(atom.value.isfinite().all()) for atom in site.atoms)
+    ]
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -7,17 +7,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..evidence.modes import in_eval_mode
 from .feed import Feed
 from .history import History
 from .recorder import Recorder
 from .rng import RNG
 from .run import loss_of
-from .state import modules_of
 
-__all__ = ["evaluate", "in_eval_mode"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -61,8 +59,9 @@ def evaluate(
     """
     recorder, generators = Recorder(), Feed(args, kwargs, batches, 1).generators
     before, loss = RNG.now(generators), loss_of(stepper)
+    programs = getattr(stepper, "model", None), getattr(stepper, "guide", None)
     try:
-        with in_eval_mode(stepper), _at_rest(loss), torch.no_grad():
+        with in_eval_mode(*programs), _at_rest(loss), torch.no_grad():
             for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
                 value = stepper.evaluate_loss(*given.args, **given.kwargs)
                 terms = loss.terms if hasattr(loss, "decompose") else None
@@ -70,32 +69,6 @@ def evaluate(
     finally:
         before.restore(generators)
     return recorder.history()
-
-
-@contextmanager
-def in_eval_mode(stepper: Any) -> Iterator[None]:
-    """Every module that runs inside is in eval mode; outside each is as it was.
-
-    Args:
-        stepper: Whose model and guide are put there first, where they are modules.
-    """
-    changed: dict[int, nn.Module] = {}
-
-    def to_eval(module: nn.Module, args: Any = None) -> None:
-        if module.training:
-            changed[id(module)] = module
-            module.training = False
-
-    for owner in modules_of(stepper).values():
-        for module in owner.modules():
-            to_eval(module)
-    handle = register_module_forward_pre_hook(to_eval)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for module in changed.values():
-            module.training = True
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..diagnostics import gradient_signal
 from ..evidence.checks import check_count
-from .evaluate import in_eval_mode
+from ..evidence.modes import in_eval_mode
 from .run import Run
 from .streams import OwnStream
 
@@ -110,7 +110,7 @@ class GradientVariance:
         if run.step % self._every:
             return
         stepper, count = run.stepper, self._num_samples
-        with self._stream.on(), in_eval_mode(stepper):
+        with self._stream.on(), in_eval_mode(stepper.model, stepper.guide):
             signal = gradient_signal(
                 stepper.model,
                 stepper.guide,

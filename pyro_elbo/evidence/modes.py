@@ -1,0 +1,44 @@
+"""Modules at rest: every one that runs is in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["in_eval_mode", "modules_of"]
+
+
+def modules_of(*programs: Any) -> list[nn.Module]:
+    """The programs that are modules, or methods of one, each once."""
+    owners = [getattr(program, "__self__", program) for program in programs]
+    return list({id(o): o for o in owners if isinstance(o, nn.Module)}.values())
+
+
+@contextmanager
+def in_eval_mode(*programs: Any) -> Iterator[None]:
+    """Every module that runs inside is in eval mode; outside each is as it was.
+
+    Args:
+        *programs: Models and guides, which are put there first, where they are modules.
+    """
+    changed: dict[int, nn.Module] = {}
+
+    def to_eval(module: nn.Module, args: Any = None) -> None:
+        if module.training:
+            changed[id(module)] = module
+            module.training = False
+
+    for owner in modules_of(*programs):
+        for module in owner.modules():
+            to_eval(module)
+    handle = register_module_forward_pre_hook(to_eval)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in changed.values():
+            module.training = True
