@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..diagnostics import EvidenceGapEstimate, evidence_gap
 from ..evidence.checks import check_count
+from ..evidence.modes import in_eval_mode
 from .run import Run
 from .streams import OwnStream
 
@@ -21,7 +25,8 @@ COLUMNS = ("log_evidence", "log_evidence_error", "elbo")
 class TrackEvidence:
     """Measures evidence and ELBO now and then, and leaves training as it would have been.
 
-    Its random numbers are a stream of their own. ``steps``, ``log_evidence``,
+    Its random numbers are a stream of their own, and modules are in eval mode. Parameters that
+    training has not made yet are made for the measurement alone. ``steps``, ``log_evidence``,
     ``log_evidence_error``, ``elbo`` and ``gap`` hold what was measured; ``estimates`` the whole
     records of this process, which a checkpoint does not keep.
 
@@ -86,17 +91,18 @@ class TrackEvidence:
 
         Args:
             run: The run of :func:`~pyro_elbo.fit`, or the number of steps that were taken.
+
+        Raises:
+            ValueError: The guide is an AutoGuide that has not run yet.
         """
         step = run if isinstance(run, int) else run.step
         if step % self._every:
             return
-        with self._stream.on():
-            estimate = evidence_gap(
-                *self._program,
-                estimator=self._method,
-                num_samples=self._num_samples,
-                **self._kwargs,
-            )
+        model, guide, *args = self._program
+        settings = {"estimator": self._method, "num_samples": self._num_samples}
+        _check_made(guide)
+        with self._stream.on(), _forgetting(), in_eval_mode(model, guide):
+            estimate = evidence_gap(model, guide, *args, **settings, **self._kwargs)
         self.steps.append(step)
         self.estimates.append(estimate)
         evidence = estimate.evidence
@@ -136,3 +142,23 @@ class TrackEvidence:
 
     def _column(self, name: str) -> Tensor:
         return torch.tensor(self._columns[name], dtype=torch.float64)
+
+
+@contextmanager
+def _forgetting() -> Iterator[None]:
+    """Parameters that are made inside are forgotten."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
+
+
+def _check_made(guide: Any) -> None:
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        raise ValueError(
+            f"{type(guide).__name__} has no parameters before its first step, and measuring would "
+            "make others than training does; measure after a step, as fit does"
+        )
