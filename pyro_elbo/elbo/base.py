@@ -164,9 +164,10 @@ class ViewELBO(StepELBO):
         for name, plate in self._minibatches.see(sample_sites(model_trace), self._weights()):
             self._warn_once(
                 name,
-                f"it is outside of plate {plate!r}, whose data changed from one step to the next, "
-                "and the likelihood has no scale. If these are minibatches, its KL counts once for "
-                f"each of them; use pyro.plate({plate!r}, size=N, subsample_size=B), or "
+                f"it is outside of plate {plate!r}, whose data changed from one step (or process) "
+                "to the next, and the likelihood has no scale. If these are minibatches, its KL "
+                f"counts once for each of them; use pyro.plate({plate!r}, size=N, "
+                "subsample_size=B), or "
                 "poutine.scale(scale=N / B) around what is inside the plate, or "
                 f"beta={{{name!r}: B / N}}",
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..site_terms import PARTICLES
 from ..weighting import Weights, unweighted
+from .shards import seen_by_the_next
 from .sites import has_base
 
 __all__ = ["MinibatchWatch"]
@@ -43,7 +44,7 @@ class MinibatchWatch:
         data = {name: site for name, site in model.items() if _is_unscaled_data(site)}
         now = {name: _fingerprint(site["value"]) for name, site in data.items()}
         if self._first is None:
-            self._first = now
+            self._first = seen_by_the_next(now)
             return
         self.done = True
         changed = [name for name in now if _differs(now[name], self._first.get(name))]

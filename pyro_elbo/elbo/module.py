@@ -10,6 +10,8 @@ from pyro import poutine
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
+from .shards import ddp_group, own_subsamples
+
 __all__ = ["BetaELBOModule"]
 
 
@@ -45,10 +47,11 @@ class BetaELBOModule(ELBOModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats, a 0-dim tensor with a graph."""
-        if self._checked:
-            loss: Tensor = super().forward(*args, **kwargs)
-        else:
-            loss = self._checked_forward(super().forward, *args, **kwargs)
+        with own_subsamples():
+            if self._checked:
+                loss: Tensor = super().forward(*args, **kwargs)
+            else:
+                loss = self._checked_forward(super().forward, *args, **kwargs)
         if self.training and torch.is_grad_enabled():
             loss = self.elbo._admitted(loss)
             self.elbo._count_evaluation()
@@ -64,9 +67,16 @@ class BetaELBOModule(ELBOModule):
         self.elbo.load_state_dict(state)
 
     def _checked_forward(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        before = {id(parameter) for parameter in self.parameters()}
         with poutine.trace(param_only=True) as captured:
             loss = forward(*args, **kwargs)
         held = {id(parameter) for parameter in self.parameters()}
+        if ddp_group() is not None and not held <= before:
+            raise ValueError(
+                "parameters were made (or taken from the param store) inside of "
+                "DistributedDataParallel, which does not know them; "
+                "call elbo(model, guide)(*args) under torch.no_grad() before it is wrapped"
+            )
         for name, site in captured.trace.nodes.items():
             value: Any = site["value"]
             unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value

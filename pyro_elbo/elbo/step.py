@@ -13,6 +13,7 @@ from pyro.infer.util import torch_backward
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import NonFiniteError
 from ..weighting import is_zero
 from .costing import CostingELBO
 from .dependencies import Program
@@ -25,6 +26,7 @@ from .nonfinite import (
     sites_to_blame,
 )
 from .recording import Particle
+from .shards import ddp_group
 
 __all__ = ["StepELBO"]
 
@@ -85,7 +87,13 @@ class StepELBO(CostingELBO):
 
     def _admitted(self, loss: Tensor) -> Tensor:
         if not math.isfinite(loss.detach()):
-            self._refuse(nonfinite_terms(self._terms))
+            what = nonfinite_terms(self._terms)
+            self._refuse(what)
+            if ddp_group() is not None:
+                raise NonFiniteError(
+                    f"{what}; on_nonfinite='skip' cannot skip a step on one rank, while the others "
+                    "wait for its gradients; use 'raise' or 'stop'"
+                )
             return torch.zeros_like(loss, requires_grad=True)
         return loss
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .rng import RNG, loader_generators
 
-__all__ = ["Feed", "Place", "StepInput"]
+__all__ = ["Feed", "Place", "StepInput", "spread"]
 
 Signature = tuple[tuple[str, str], ...]
 
@@ -147,7 +147,7 @@ class Feed:
         return f"batches has no batch in epoch {epoch}; it must give some{once}"
 
     def _input(self, batch: Any, place: Place) -> StepInput:
-        args, kwargs = _spread(batch)
+        args, kwargs = spread(batch)
         both = sorted(kwargs.keys() & self._kwargs.keys())
         if both:
             raise TypeError(f"{both} are in the batch and among fit's keywords; leave one out")
@@ -170,7 +170,8 @@ class Feed:
             )
 
 
-def _spread(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def spread(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """A batch as arguments and keywords."""
     if isinstance(batch, Mapping):
         return (), batch
     if isinstance(batch, (tuple, list)):

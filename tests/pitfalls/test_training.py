@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from support import LOSSES
 from torch import nn
 
 from pyro_elbo import NonFiniteError, TraceKL_ELBO, fit, schedules
+from pyro_elbo.elbo.shards import OwnSubsamples
 from pyro_elbo.training import Checkpoint, evaluate
 
 X = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -161,3 +163,18 @@ def test_a_nan(cls):
     ):
         svi.step(X * math.nan)
     assert not differ(leaves(), before)
+
+
+def test_ddp():
+    """Workers with one seed draw one subsample; ours draw their own, inside DDP by themselves."""
+
+    def drawn(*handlers):
+        pyro.set_rng_seed(0)
+        with ExitStack() as stack:
+            for handler in handlers:
+                stack.enter_context(handler)
+            return set(stack.enter_context(pyro.plate("data", 8, subsample_size=4)).tolist())
+
+    assert drawn() == drawn()
+    first, second = (drawn(OwnSubsamples(rank, 2)) for rank in range(2))
+    assert first | second == set(range(8))
