@@ -35,7 +35,11 @@ def ranks(tmp_path_factory):
     }
     script = TESTS / "ddp_programs.py"
     ended = subprocess.run(
-        [*TORCHRUN, script, folder], env=environment, capture_output=True, text=True, check=False
+        [*TORCHRUN, script, folder],
+        env={**os.environ, **here},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
