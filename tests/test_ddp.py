@@ -36,7 +36,7 @@ def ranks(tmp_path_factory):
     script = TESTS / "ddp_programs.py"
     ended = subprocess.run(
         [*TORCHRUN, script, folder],
-        env={**os.environ, **here},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

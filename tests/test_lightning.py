@@ -58,9 +58,7 @@ def script(what, folder):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = [sys.executable, TESTS / "lightning_programs.py", what, folder]
-    return subprocess.run(
-        command, env={**os.environ, **here}, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_logged_terms_are_those_of_the_loss():
