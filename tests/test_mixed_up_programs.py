@@ -254,3 +254,24 @@ def test_too_few_samples_are_not_reliable(count):
             pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.1), obs=x)
 
     assert not weighting(count).estimate(model, narrow, XS).reliable
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(TypeError, match="the guide must be a Pyro program, not None"):
+        weighting().estimate(indexed, None, XS)
+
+
+def test_minibatches_that_begin_alike_are_gone_through():
+    labels = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+
+    def model(size):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("data", 6, subsample_size=size) as indices:
+            pyro.sample("x", dist.Bernoulli(logits=mu), obs=labels[indices])
+
+    def guide(size):
+        pyro.sample("mu", dist.Normal(-0.4, 0.7))
+
+    whole, parts = (weighting(4000).estimate(model, guide, size) for size in (6, 2))
+    error = torch.hypot(whole.standard_error, parts.standard_error)
+    assert (whole.value - parts.value).abs() < 6 * error

@@ -65,6 +65,12 @@ class Weigher:
     """
 
     def __init__(self, model: Any, guide: Any, args: Any, kwargs: Any, plate: str | None) -> None:
+        for name, program in (("model", model), ("guide", guide)):
+            if not callable(program):
+                raise TypeError(
+                    f"the {name} must be a Pyro program, not {program!r}; evidence.Enumeration "
+                    "needs no guide, nor does AnnealedImportance(start='prior')"
+                )
         self.zeros: dict[str, None] = {}
         self.program = Program(model, sampled(guide), args, kwargs)
         probe = RatioELBO(1, float("inf"))
@@ -169,8 +175,8 @@ class Weigher:
         ]
 
     def _data_differ(self, batches: list[Batch]) -> bool:
-        first, *others = (self._data(batch) for batch in (batches[0], batches[1]))
-        return any(not _equal(first[name], other[name]) for other in others for name in first)
+        first = self._data(batches[0])
+        return any(_differ(first, self._data(batch)) for batch in batches[1:])
 
     def _data(self, batch: Batch) -> dict[str, Any]:
         elbo = RatioELBO(1, float("inf"), Choice(frozenset(), 1, batch))
@@ -230,6 +236,10 @@ def _infinite(terms: ELBOTerms) -> list[str]:
         for name, site in terms.sites.items()
         if any(not bool(atom.value.isfinite().all()) for atom in site.atoms)
     ]
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() != other.keys() or any(not _equal(one[name], other[name]) for name in one)
 
 
 def _equal(a: Any, b: Any) -> bool:
