@@ -13,10 +13,11 @@ One loss for each view, :class:`TraceGap_ELBO`, :class:`TraceEntropy_ELBO` and
 from importlib import import_module
 from types import ModuleType
 
-from . import diagnostics, evidence, reference, schedules
+from . import diagnostics, evidence, reference, schedules, steppers
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import NonFiniteError, StopTraining, UnsupportedSiteError
 from .interop import to_inference_data
+from .steppers import VariationalEM
 from .terms import ELBOTerms
 from .training import History, fit
 
@@ -32,12 +33,14 @@ __all__ = [
     "TraceGap_ELBO",
     "TraceKL_ELBO",
     "UnsupportedSiteError",
+    "VariationalEM",
     "diagnostics",
     "evidence",
     "fit",
     "plots",
     "reference",
     "schedules",
+    "steppers",
     "to_inference_data",
 ]
 

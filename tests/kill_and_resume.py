@@ -20,7 +20,8 @@ from pyro.infer import SVI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_elbo import TraceKL_ELBO, fit, schedules
+from pyro_elbo import TraceKL_ELBO, VariationalEM, fit, schedules
+from pyro_elbo.steppers import UntilConverged, UntilMutualInformationStopsRising
 from pyro_elbo.training import Checkpoint
 
 NUM_STEPS = 40
@@ -62,11 +63,24 @@ def make_svi(program):
     return SVI(program.model, program.guide, optim, TraceKL_ELBO(beta=annealed()))
 
 
+def make_em(program):
+    """Its rule remembers; what it looks at stands for the information."""
+    rule = UntilMutualInformationStopsRising(
+        lambda: -float(pyro.param("scale").detach()),
+        every=3,
+        patience=2,
+        until=UntilConverged(window=2, max_steps=6),
+    )
+    optims = pyro.optim.Adam({"lr": 3e-2}), pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.99})
+    loss = TraceKL_ELBO(beta=annealed())
+    return VariationalEM(program.model, program.guide, *optims, loss, e_steps=rule, m_steps=2)
+
+
 def annealed():
     return schedules.Linear(4.0, 1.0, num_steps=30)
 
 
-STEPPERS = {"svi": make_svi}
+STEPPERS = {"svi": make_svi, "em": make_em}
 
 
 def train(kind, path, *, resume=False, kill=None):
@@ -93,6 +107,7 @@ def train(kind, path, *, resume=False, kill=None):
         "params": dict(pyro.get_param_store().named_parameters()),
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optims": {name: optim.get_state() for name, optim in optims.items()},
+        "rules": stepper.state_dict() if hasattr(stepper, "state_dict") else {},
         "history": {n: torch.from_numpy(v) for n, v in history.columns.items() if n != "seconds"},
         "rng": [torch.get_rng_state(), own.get_state(), random.random(), np.random.rand()],
     }

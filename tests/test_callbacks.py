@@ -84,6 +84,13 @@ def test_a_plateau_is_judged_on_the_mean_objective():
     assert told == [-history["objective"][:3].mean(), -history["objective"][3:].mean()]
 
 
+def test_the_latest_steps_are_as_many_as_asked_for():
+    seen = []
+    train([lambda run: seen.append([run.latest(n)["step"].tolist() for n in (0, 1, 2, 9)])])
+    assert seen[0] == [[], [1], [1], [1]]
+    assert seen[4] == [[], [5], [4, 5], [1, 2, 3, 4, 5]]
+
+
 def test_every_column_is_written_with_its_step():
     written, flushed = [], []
 

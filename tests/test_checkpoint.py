@@ -58,12 +58,13 @@ def killed_and_resumed(*arguments):
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_a_killed_run_resumes_bit_for_bit():
-    killed_and_resumed("svi", "13", "write:20")
+@pytest.mark.parametrize(("kind", "moments"), [("svi", ["13", "write:20"]), ("em", ["22"])])
+def test_a_killed_run_resumes_bit_for_bit(kind, moments):
+    killed_and_resumed(kind, *moments)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["svi"])
+@pytest.mark.parametrize("kind", ["svi", "em"])
 def test_a_run_killed_anywhere_resumes_bit_for_bit(kind):
     killed_and_resumed(kind, *MOMENTS)
 

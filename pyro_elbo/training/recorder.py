@@ -50,10 +50,11 @@ class Recorder:
         if len(self._pending) >= PENDING:
             self._flush()
 
-    def history(self, stopped: str = "", num_latest: int = 0) -> History:
+    def history(self, stopped: str = "", num_latest: int | None = None) -> History:
         """Everything so far, or the latest rows."""
         self._flush()
-        columns = {name: np.array(v[-num_latest:], float) for name, v in self._columns.items()}
+        first = 0 if num_latest is None else max(self._num_rows - num_latest, 0)
+        columns = {name: np.array(v[first:], float) for name, v in self._columns.items()}
         return History(columns, stopped)
 
     def _flush(self) -> None:

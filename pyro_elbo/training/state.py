@@ -78,7 +78,8 @@ class StepperState:
             "constraints": {name: encode(store["constraints"][name]) for name in known},
             "optims": optims,
             "modules": {name: dict(m.state_dict()) for name, m in self._modules.items()},
-            "loss": self._loss.state_dict() if hasattr(self._loss, "state_dict") else {},
+            "loss": _state_of(self._loss),
+            "stepper": _state_of(self._stepper),
             "is_training": {name: module.training for name, module in self._modules.items()},
         }
 
@@ -101,6 +102,7 @@ class StepperState:
         for name, parameter in seen.items():
             _check_like(f"parameter {name!r}", state["params"][name], parameter)
         _check_names("optimisers", state["optims"], self._optims)
+        _check_names("stop rules", state["stepper"], _state_of(self._stepper))
         _check_names("modules", state["modules"], self._modules, "Checkpoint(modules={name: ...})")
         for name, module in self._modules.items():
             saved, own = state["modules"][name], module.state_dict()
@@ -130,6 +132,12 @@ class StepperState:
             optim._state_waiting_to_be_consumed = dict(state["optims"][name])
         if state["loss"]:
             self._loss.load_state_dict(state["loss"])
+        if state["stepper"]:
+            self._stepper.load_state_dict(state["stepper"])
+
+
+def _state_of(thing: Any) -> State:
+    return thing.state_dict() if hasattr(thing, "state_dict") else {}
 
 
 def _optims(stepper: Any) -> dict[str, Any]:

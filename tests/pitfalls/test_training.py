@@ -15,9 +15,9 @@ from pyro.optim import Adam
 from support import LOSSES
 from torch import nn
 
-from pyro_elbo import NonFiniteError, TraceKL_ELBO, fit, schedules
+from pyro_elbo import NonFiniteError, TraceKL_ELBO, VariationalEM, fit, schedules
 from pyro_elbo.elbo.shards import OwnSubsamples
-from pyro_elbo.training import Checkpoint, evaluate
+from pyro_elbo.training import Checkpoint, EarlyStopping, RelativeChange, evaluate
 
 X = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 loss_classes = pytest.mark.parametrize("cls", LOSSES)
@@ -55,6 +55,16 @@ def test_schedule_longer_than_the_run(cls):
     with pytest.warns(UserWarning, match=r"schedule of beta goes on to step 10: it is 2.5 now"):
         history = fit(svi, X, num_steps=5, progress=False)
     assert history["beta"].tolist() == [4.0, 3.7, 3.4, 3.1, pytest.approx(2.8)]
+
+
+@loss_classes
+def test_early_stopping_during_annealing(cls):
+    """A warm-up from 0 lowers the objective throughout; the rule sees none of it."""
+    svi = make(cls(beta=schedules.Linear(0.0, 4.0, num_steps=60)))
+    rule = RelativeChange(tolerance=0.5, window=1, block=10)
+    history = fit(svi, X, num_steps=200, callbacks=[EarlyStopping(rule, 10)], progress=False)
+    assert rule(history["objective"][:60]) or rule(history["elbo"][:60])
+    assert 60 < len(history) < 200 and history.stopped.startswith("early stopping")
 
 
 def test_checkpoint(tmp_path):
@@ -143,6 +153,11 @@ def test_gradient_accumulation_lbfgs_closures_em_inner_steps(cls):
             optimiser.step(closure)
         elbo.advance()
         assert elbo.step_count == step
+    em_loss = cls(beta=schedules.Linear(0.0, 1.0, num_steps=10))
+    em = VariationalEM(model, guide, Adam({"lr": 0.1}), Adam({"lr": 0.1}), em_loss, e_steps=3)
+    for step in range(1, 4):
+        em.step(X)
+        assert em_loss.step_count == step
 
 
 @loss_classes
