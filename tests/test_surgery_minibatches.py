@@ -3,16 +3,15 @@
 import math
 from itertools import permutations
 
-import pyro.distributions as dist
 import pytest
 import torch
-from per_datum import SCALE, THRESHOLD, gaussians, normals, parts_of
+from dense_mixtures import column_weights, dense, diagonal_weights, drawn, parts_of_draw
+from per_datum import THRESHOLD, gaussians, normals, parts_of
 from support import assert_close
 
 from pyro_elbo.diagnostics import aggregate, elbo_surgery
 from pyro_elbo.diagnostics.aggregate import (
     Draw,
-    PerDatum,
     log_aggregate,
     minibatch_weights,
     progress_bar,
@@ -57,40 +56,6 @@ def test_the_bias_of_the_stratified_estimator_vanishes_with_the_batch():
     assert biases[0] > 2 * biases[1] > 4 * biases[2] > 0
 
 
-def drawn(loc):
-    """The guide's distributions, and one draw of each datum."""
-    guides = [PerDatum.of(dist.Normal(loc, SCALE).to_event(1), -1)]
-    return guides, Draw.of(guides)
-
-
-def dense(loc, draw, weights):
-    """The log-mixtures by a matrix of weights, shape ``(draws, data)``."""
-    each = dist.Normal(loc, SCALE).log_prob(draw.values[0].unsqueeze(1))
-    log_weights = weights.log()
-    joint = (each.sum(-1) + log_weights).logsumexp(1)
-    return joint, (each + log_weights.unsqueeze(-1)).logsumexp(1)
-
-
-def diagonal_weights(batch_size, size):
-    others = batch_size - 1
-    weights = torch.full((batch_size, batch_size), 1 / others)
-    rows = torch.arange(batch_size)
-    weights[rows, rows] = 1 / size
-    weights[rows, (rows - 1) % batch_size] = (size - others) / (size * others)
-    return weights
-
-
-def column_weights(batch_size, size):
-    """As public implementations write them: the stride is one too short for the diagonal."""
-    others = batch_size - 1
-    stratum = (size - others) / (size * others)
-    weights = torch.full((batch_size, batch_size), 1 / others)
-    weights.view(-1)[:: others + 1] = 1 / size
-    weights.view(-1)[1 :: others + 1] = stratum
-    weights[others - 1, 0] = stratum
-    return weights
-
-
 def test_stratified_weights_are_on_the_diagonal():
     """Equal to a dense matrix; with a column for the diagonal, the parts differ."""
     loc, exact = gaussians()
@@ -114,12 +79,6 @@ def test_stratified_weights_are_on_the_diagonal():
     assert (difference.mean(0).abs() > THRESHOLD * error).all()
     bias, biased = right.mean(0) - exact, wrong.mean(0) - exact
     assert bias[0] > 0 > bias[1] and biased[0] < 0 < biased[1]
-
-
-def parts_of_draw(draw, joint, alone):
-    prior = dist.Normal(0.0, 1.0).log_prob(draw.values[0]).sum(-1)
-    apart = alone.sum(-1)
-    return torch.stack([draw.log_prob.sum(-1) - joint, joint - apart, apart - prior], -1)
 
 
 def test_the_stratified_density_is_unbiased():
