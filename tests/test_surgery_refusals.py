@@ -1,5 +1,7 @@
 """What cannot be taken apart is refused, by name."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,8 +15,8 @@ from pyro.infer.autoguide import (
 )
 from support import assert_close
 
-from pyro_elbo import UnsupportedSiteError
-from pyro_elbo.diagnostics import elbo_surgery
+from pyro_elbo import NonFiniteError, UnsupportedSiteError
+from pyro_elbo.diagnostics import elbo_surgery, gradient_signal, posterior_collapse
 from pyro_elbo.reference import LinearVAE
 
 LOC = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64).reshape(4, 2)
@@ -155,3 +157,30 @@ def test_bad_arguments(keywords, what):
     problem = LinearVAE(num_data=20)
     with pytest.raises(ValueError, match=what):
         elbo_surgery(problem.model, problem.guide, problem.data, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("loc", "why"), [(math.nan, "is nan in 2 of 4"), (math.inf, "is infinite in 2 of 4")]
+)
+@pytest.mark.parametrize("diagnostic", [elbo_surgery, posterior_collapse])
+def test_a_kl_that_is_not_finite_is_named(diagnostic, loc, why):
+    broken = torch.tensor([[0.0, 1.0], [loc, 0.0], [0.5, 0.5], [0.0, loc]])
+    programs = program(
+        lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        lambda: dist.Normal(broken, 1.0, validate_args=False).to_event(1),
+        4,
+    )
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=f"'z': its KL.*{why}"):
+        diagnostic(*programs, progress=False)
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(math.nan))
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match="'loc'.*site 'x'"):
+        gradient_signal(model, guide)

@@ -103,7 +103,8 @@ class Run:
             site: One latent; by default all.
 
         Raises:
-            ValueError: There is no such plate or site, or more than one plate.
+            ValueError: There is no such plate or site, or more than one plate; or a KL to the prior
+                is nan or infinite.
             UnsupportedSiteError: A latent has no distribution for each datum.
         """
         plate = self._plate(plate)
@@ -172,6 +173,7 @@ class Run:
         if not all(mask is None or mask is True for mask in masks):
             remedy = "pass the data that have the latent, without a mask"
             raise UnsupportedSiteError(name, "it is masked, so some data have none", remedy)
+        _check_finite(terms)
         return Latent(site, terms, plate)
 
 
@@ -217,6 +219,17 @@ class _Plain(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self.minibatches.setdefault(msg["name"], msg["value"])
+
+
+def _check_finite(terms: SiteTerms) -> None:
+    bad = terms.kl[~terms.kl.isfinite()]
+    if len(bad):
+        kind = "nan" if bad.isnan().any() else "infinite"
+        raise ValueError(
+            f"site {terms.name!r}: its KL to the prior is {kind} in {len(bad):,} of "
+            f"{terms.kl.numel():,} places; check the data, the parameters of guide and model, and "
+            "whether the prior's support has all of the guide's"
+        )
 
 
 def _not_enumerated(site: Any) -> Any:

@@ -11,6 +11,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ..elbo import TraceKL_ELBO
+from ..elbo.nonfinite import nonfinite_terms
+from ..errors import NonFiniteError
 from ..evidence.checks import check_count
 from ..tables import table
 
@@ -68,6 +70,7 @@ def gradient_signal(
 
     Raises:
         ValueError: Too few samples, or there is no parameter.
+        NonFiniteError: A gradient is nan or infinite; it and the term are named.
 
     Law:
         Of ``num_particles`` times as many particles the ratio is ``sqrt(num_particles)`` times as
@@ -99,11 +102,20 @@ def gradient_signal(
     for _ in range(num_samples):
         loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
         samples.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+        _check_finite(dict(zip(parameters, samples[-1], strict=True)), loss, elbo)
     ratio, norm, variance = {}, {}, {}
     for name, grads in zip(parameters, zip(*samples, strict=True), strict=True):
         present = [grad for grad in grads if grad is not None]
         ratio[name], norm[name], variance[name] = _signal(present, num_samples)
     return GradientSignal(ratio, norm, variance, num_samples)
+
+
+def _check_finite(gradients: Mapping[str, Tensor | None], loss: Tensor, elbo: Any) -> None:
+    bad = [name for name, g in gradients.items() if g is not None and not g.isfinite().all()]
+    if bad:
+        has_terms = not loss.isfinite() and hasattr(elbo, "decompose")
+        where = f": {nonfinite_terms(elbo.terms)}" if has_terms else ""
+        raise NonFiniteError(f"the gradient of {bad} is nan or infinite{where}")
 
 
 def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
