@@ -192,6 +192,8 @@ def test_a_minibatch_as_argument_is_scaled_up_with_its_error():
     errors = torch.stack([estimate.standard_error for estimate in estimates])
     assert_mean(values, exact)
     assert_mean(((values - exact) / errors).square(), torch.ones(()))
+    with pytest.warns(UserWarning, match="minibatch of plate 'data' is one datum"):
+        assert estimator.estimate(model, posterior, data[:1]).standard_error.isnan()
 
 
 def test_a_shared_latent_needs_all_minibatches():

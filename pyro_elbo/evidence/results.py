@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,9 +73,19 @@ def _standard_error(layout: Layout, datum: DatumEvidence, scale: float) -> Tenso
         totals = datum.value.sum(others) if others else datum.value
         drawn = layout.frames[layout.subsampled]
         unseen = 1.0 - drawn.size / drawn.full_size
-        spread = totals.var() if drawn.size > 1 else totals.new_full((), torch.nan)
+        spread = totals.var() if drawn.size > 1 else _unknown_spread(totals, drawn.name)
         variance = variance + drawn.full_size**2 * unseen * spread / drawn.size
     return variance.sqrt()
+
+
+def _unknown_spread(totals: Tensor, plate: str) -> Tensor:
+    warnings.warn(
+        f"the minibatch of plate {plate!r} is one datum, which does not show how far the others "
+        "are from it: the error of the evidence of all data is nan; give two data or more",
+        UserWarning,
+        stacklevel=2,
+    )
+    return totals.new_full((), torch.nan)
 
 
 def _indices(layout: Layout, batches: Sequence[Batch]) -> Tensor | None:
