@@ -66,13 +66,13 @@ def _summary(images: Images, num_epochs: int) -> str:
     return (
         f"{images.name}: {len(images.train):,} training and {len(images.test):,} held-out images, "
         f"{images.height} by {images.width} pixels; epochs: {num_epochs}, "
-        f"steps a run: {num_epochs * num_batches(images):,}"
+        f"steps a run: {num_epochs * num_batches(images.train):,}"
     )
 
 
 def _default_epochs(images: Images, quick: bool) -> int:
     steps = NUM_STEPS_QUICK if quick else NUM_STEPS
-    return max(1, round(steps / num_batches(images)))
+    return max(1, round(steps / num_batches(images.train)))
 
 
 def _make_folder(out: Path) -> None:

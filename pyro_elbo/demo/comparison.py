@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyro
@@ -16,14 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..diagnostics import GuideReport
-from ..training import TrackEvidence
+from ..training import Run, TrackEvidence
 from .data import Images, binarise
 from .evaluation import HeldOut, evaluate
 from .guide import gap_tracker, report_of
-from .training import Curves, Loss, num_batches, runs, train
+from .training import Batches, Curves, Loss, num_batches, runs, train
 from .vae import VAE
 
 __all__ = ["Result", "binarised_test", "compare"]
+
+SHOWN_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def compare(images: Images, *, num_epochs: int, seed: int) -> list[Result]:
         num_epochs: Passes through the training images.
         seed: Of the weights, the order, the pixels and the codes.
     """
-    num_steps = num_epochs * num_batches(images)
-    losses = runs(num_steps)
     with _seeded(seed):
         initial = VAE(images.train.shape[1])
+    num_steps = num_epochs * num_batches(images.train)
+    losses = runs(num_steps)
     interval = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=len(losses) * num_steps, unit="step", mininterval=interval) as bar:
         return [
@@ -104,26 +105,24 @@ def _run(
     *,
     is_first: bool,
 ) -> Result:
-    def show(num_new: int, curves: Curves) -> None:
-        latest = {"ELBO": curves.terms["elbo"], "KL": curves.terms["kl"], "β": curves.beta}
-        postfix = {label: f"{values[-1]:.2f}" for label, values in latest.items()}
-        bar.set_postfix(postfix, refresh=False)
-        bar.update(num_new)
+    def show(run: Run) -> None:
+        bar.update()
+        if run.step % SHOWN_EVERY == 0:
+            latest = run.latest(SHOWN_EVERY)
+            shown = {"ELBO": latest["elbo"], "KL": latest["kl"]}
+            means = {k: f"{(v / latest['num_data']).mean():.2f}" for k, v in shown.items()}
+            bar.set_postfix({**means, "β": f"{latest['beta'][-1]:.2f}"}, refresh=False)
 
     bar.set_postfix_str("", refresh=False)
     bar.set_description(f"{name:16s}")
-    generator = torch.Generator().manual_seed(seed)
-    run = partial(train, vae, elbo, images, num_epochs=num_epochs)
-    run = partial(run, generator=generator, on_point=show)
+    batches = Batches(images.train, torch.Generator().manual_seed(seed))
     x = binarised_test(images, seed)
     with _seeded(seed), pyro.get_param_store().scope():
-        if not is_first:
-            curves = run()
-            return Result(name, vae, elbo.beta, curves, evaluate(vae, x))
-        gap = gap_tracker(vae, x, num_epochs * num_batches(images))
-        curves = run(on_step=gap)
+        gap = gap_tracker(vae, x, num_epochs * len(batches)) if is_first else None
+        curves = train(vae, elbo, batches, num_epochs, [show, *([gap] if gap else [])])
         held_out = evaluate(vae, x)
-        return Result(name, vae, elbo.beta, curves, held_out, gap, report_of(vae, x))
+        report = report_of(vae, x) if is_first else None
+        return Result(name, vae, elbo.beta, curves, held_out, gap, report)
 
 
 @contextmanager

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
-from statistics import fmean, median
-from time import perf_counter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from pyro.infer import SVI
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from .. import ELBOTerms, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO, schedules
-from .data import Images, binarise
+from .. import History, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO, fit, schedules
+from ..training.run import Callback
+from .data import binarise
 from .vae import VAE
 
-__all__ = ["TERMS", "Curves", "Loss", "num_batches", "runs", "train"]
+__all__ = ["TERMS", "Batches", "Curves", "Loss", "num_batches", "runs", "train"]
 
 Loss: TypeAlias = TraceKL_ELBO | TraceEntropy_ELBO | TraceGap_ELBO
 
@@ -38,7 +38,7 @@ LEARNING_RATE_DECAY = 0.1
 NUM_POINTS = 200
 
 
-@dataclass
+@dataclass(frozen=True)
 class Curves:
     """The terms over training, each point a mean over the steps since the one before.
 
@@ -46,25 +46,50 @@ class Curves:
         step: The step at which each point ends, from 1.
         beta: The weight at that step.
         terms: Each term in nats per image.
-        seconds: How long each step took.
+        seconds_per_step: The median.
     """
 
-    step: list[int] = field(default_factory=list)
-    beta: list[float] = field(default_factory=list)
-    terms: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TERMS})
-    seconds: list[float] = field(default_factory=list)
+    step: list[int]
+    beta: list[float]
+    terms: dict[str, list[float]]
+    seconds_per_step: float
 
-    @property
-    def seconds_per_step(self) -> float:
-        """The median."""
-        return median(self.seconds)
+    @classmethod
+    def of(cls, history: History) -> Curves:
+        """About two hundred points of a run."""
+        width = ceil(len(history) / NUM_POINTS)
+        starts = np.arange(0, len(history), width)
+        ends = np.minimum(starts + width, len(history))
+        per_image = {name: history[name] / history["num_data"] for name in TERMS}
+        return cls(
+            ends.tolist(),
+            history["beta"][ends - 1].tolist(),
+            {
+                name: (np.add.reduceat(values, starts) / (ends - starts)).tolist()
+                for name, values in per_image.items()
+            },
+            float(np.median(history["seconds"])),
+        )
 
-    def add(self, beta: float, window: list[dict[str, float]]) -> None:
-        """Append the mean of a window of steps."""
-        self.step.append(len(self.seconds))
-        self.beta.append(beta)
-        for name, values in self.terms.items():
-            values.append(fmean(terms[name] for terms in window))
+
+class Batches:
+    """Minibatches of images in black and white, in another order and binarised anew in each pass.
+
+    Args:
+        intensities: Shape [n, pixels], within 0 and 1.
+        generator: Orders and binarises.
+    """
+
+    def __init__(self, intensities: Tensor, generator: torch.Generator) -> None:
+        self._intensities, self._generator = intensities, generator
+
+    def __len__(self) -> int:
+        return num_batches(self._intensities)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self._intensities), generator=self._generator)
+        for indices in order.split(BATCH_SIZE):
+            yield binarise(self._intensities[indices], self._generator)
 
 
 def runs(num_steps: int) -> dict[str, Loss]:
@@ -80,57 +105,17 @@ def runs(num_steps: int) -> dict[str, Loss]:
     }
 
 
-def num_batches(images: Images) -> int:
+def num_batches(intensities: Tensor) -> int:
     """Steps in an epoch."""
-    return ceil(len(images.train) / BATCH_SIZE)
+    return ceil(len(intensities) / BATCH_SIZE)
 
 
 def train(
-    vae: VAE,
-    elbo: Loss,
-    images: Images,
-    *,
-    num_epochs: int,
-    generator: torch.Generator,
-    on_point: Callable[[int, Curves], None],
-    on_step: Callable[[int], Any] = lambda step: None,
+    vae: VAE, elbo: Loss, batches: Batches, num_epochs: int, callbacks: Sequence[Callback]
 ) -> Curves:
-    """Fit the autoencoder with :class:`pyro.infer.SVI`, the pixels binarised anew in each epoch.
-
-    Args:
-        vae: What is trained, in place.
-        elbo: The loss.
-        images: The data.
-        num_epochs: Passes through the training images.
-        generator: Orders and binarises the images.
-        on_point: Called with the steps since the last call, and the curves so far.
-        on_step: Called with the number of steps taken, from 1.
-    """
-    num_steps = num_epochs * num_batches(images)
-    decay = LEARNING_RATE_DECAY ** (1 / num_steps)
+    """Fit the autoencoder, in place, with :func:`pyro_elbo.fit`."""
+    decay = LEARNING_RATE_DECAY ** (1 / (num_epochs * len(batches)))
     optimiser = ClippedAdam({"lr": LEARNING_RATE, "lrd": decay})
     svi = SVI(vae.model, vae.guide, optimiser, loss=elbo)
-    curves = Curves()
-    window: list[dict[str, float]] = []
-    for x in _batches(images.train, num_epochs, generator):
-        start = perf_counter()
-        svi.step(x)
-        curves.seconds.append(perf_counter() - start)
-        window.append(_per_image(elbo.terms, len(x)))
-        on_step(len(curves.seconds))
-        if len(window) == ceil(num_steps / NUM_POINTS) or len(curves.seconds) == num_steps:
-            curves.add(elbo.terms.beta, window)
-            on_point(len(window), curves)
-            window = []
-    return curves
-
-
-def _batches(intensities: Tensor, num_epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(num_epochs):
-        order = torch.randperm(len(intensities), generator=generator)
-        for indices in order.split(BATCH_SIZE):
-            yield binarise(intensities[indices], generator)
-
-
-def _per_image(terms: ELBOTerms, num_images: int) -> dict[str, float]:
-    return {name: float(getattr(terms, name)) / num_images for name in TERMS}
+    history = fit(svi, batches=batches, num_epochs=num_epochs, callbacks=callbacks, progress=False)
+    return Curves.of(history)
