@@ -97,6 +97,13 @@ def test_it_never_stops_while_the_schedule_goes_on():
     assert len(history) == 50 and not history.stopped
 
 
+def test_values_of_ones_own_are_not_taken_while_the_schedule_goes_on():
+    taken = []
+    stopping = EarlyStopping(Recording(), every=10, on=lambda run: taken.append(run.step) or 0.0)
+    quiet(make(TraceKL_ELBO(beta=schedules.Linear(0.0, 1.0, num_steps=25))), [stopping], 50)
+    assert taken == [30, 40, 50]
+
+
 @pytest.mark.parametrize("beta", [schedules.Cyclical(0.0, 1.0, period=5), lambda step: 1.0])
 def test_a_schedule_without_an_end_is_refused_before_the_first_step(beta):
     with pytest.raises(ValueError, match="schedule of beta does not say when it ends"):
