@@ -141,13 +141,19 @@ def units_figure(results: Sequence[Result]) -> Figure:
 def stacked_figure(results: Sequence[Result]) -> Figure:
     """Reconstruction and KL of the runs whose weight moves, adding up to the ELBO."""
     moving = [result for result in results if len(set(result.curves.beta)) > 1]
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     axes = figure.subplots(1, max(len(moving), 1), sharey=True, squeeze=False)[0]
     for ax, result in zip(axes, moving, strict=False):
         curves = result.curves
         terms = {name: curves.terms[name] for name in ("reconstruction", "kl")}
         plots.stacked_terms(curves.step, **terms, beta=curves.beta, unit=UNIT, ax=ax)
         ax.set_title(result.name, weight="bold")
+        legend = ax.get_legend()
+        legend.remove()
+    if moving:
+        words = [text.get_text() for text in legend.get_texts()]
+        handles = legend.legend_handles
+        figure.legend(handles, words, loc="outside lower center", ncols=len(words), frameon=False)
     figure.suptitle("Reconstruction and KL add up to the ELBO while the weight moves (minibatches)")
     return figure
 
