@@ -69,6 +69,38 @@ def test_the_variance_of_the_gradient_is_that_of_the_estimator():
     assert kl.variance["loc"][0] > 0
 
 
+def test_measuring_it_leaves_the_terms_and_the_baselines_of_training():
+    def labelled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def labels(x):
+        decaying = {"baseline": {"use_decaying_avg_baseline": True}}
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(3))), infer=decaying)
+
+    found = []
+    for callbacks in ([], [GradientVariance(every=1, num_samples=3)]):
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
+        svi, seen = SVI(labelled, labels, SGD({"lr": 1.0}), TraceKL_ELBO()), []
+        callbacks.append(lambda run, seen=seen: seen.append(float(run.terms.elbo)))
+        history = fit(svi, X, num_steps=5, callbacks=callbacks, progress=False)
+        assert seen == history["elbo"].tolist()
+        found.append((seen, {k: v.tolist() for k, v in pyro.get_param_store().items()}))
+    assert found[0] == found[1] and len(found[0][1]) == 2
+
+
+def test_a_gradient_that_is_not_finite_is_measured_as_nan():
+    measured = GradientVariance(every=1, num_samples=2)
+    batches = [X, X * math.nan, X]
+    svi = SVI(model, guide, SGD({"lr": 0.1}), TraceKL_ELBO(on_nonfinite="skip"))
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="skipped"):
+        fit(svi, batches=batches, num_epochs=1, callbacks=[measured], progress=False)
+    assert [math.isnan(value) for value in measured.variance["loc"]] == [False, True, False]
+
+
 def test_the_learning_rate_falls_every_so_many_steps():
     optim = ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 1.0}, "gamma": 0.5})
     train([LearningRate(optim, every=2)], optim=optim, num_steps=5)

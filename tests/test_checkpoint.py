@@ -121,6 +121,26 @@ def test_an_autoguide_and_the_schedule_go_on(tmp_path):
     assert history["beta"].tolist() == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1, 1]
 
 
+def test_a_decaying_baseline_goes_on(tmp_path):
+    def labelled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def labels(x):
+        decaying = {"baseline": {"use_decaying_avg_baseline": True}}
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(3))), infer=decaying)
+
+    quiet(make(labelled, labels), X, num_steps=9)
+    expected = leaves()
+    path = tmp_path / "run"
+    quiet(make(labelled, labels), X, num_steps=5, callbacks=[Checkpoint(path)])
+    quiet(make(labelled, labels), X, num_steps=9, resume=path)
+    assert len(expected) == 2 and leaves().keys() == expected.keys()
+    assert all(torch.equal(leaves()[key], expected[key]) for key in expected)
+
+
 def test_callbacks_go_on(tmp_path):
     def slope(x):
         with pyro.plate("data", len(x)):

@@ -20,6 +20,7 @@ from support import assert_close
 from torch import nn
 
 from pyro_elbo import NonFiniteError, TraceGap_ELBO, TraceKL_ELBO, schedules
+from pyro_elbo.elbo.baselines import averages
 
 pytest.importorskip("lightning")
 import lightning_programs as programs
@@ -229,6 +230,39 @@ def test_and_where_the_loader_has_a_generator_of_its_own(tmp_path):
 
     assert assert_resumes(tmp_path, 9, epochs=3, every=3, own=generator) == 18
     assert assert_resumes(tmp_path / "epoch's end", 6, epochs=3, every=6, own=generator) == 18
+
+
+class Labels(PyroModule):
+    """A score function with a decaying baseline, which Pyro keeps outside of every module."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        decaying = {"baseline": {"use_decaying_avg_baseline": True}}
+        pyro.sample("z", dist.Bernoulli(logits=self.logits), infer=decaying)
+
+
+def labelled(x):
+    z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+    with pyro.plate("data", SIZE, subsample_size=len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def decaying_run(epochs, resume=None):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    made = LightningELBO(labelled, Labels(), TraceKL_ELBO(), sgd)
+    run = trainer(max_epochs=epochs)
+    run.fit(made, loader(), ckpt_path=resume)
+    return run, [v.item() for v in (*made.parameters(), *averages().values())]
+
+
+def test_a_decaying_baseline_goes_on(tmp_path):
+    whole = decaying_run(4)[-1]
+    decaying_run(2)[0].save_checkpoint(tmp_path / "run.ckpt")
+    assert decaying_run(4, resume=tmp_path / "run.ckpt")[-1] == whole and len(whole) == 2
 
 
 @pytest.mark.slow

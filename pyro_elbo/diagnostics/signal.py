@@ -14,6 +14,7 @@ from ..elbo import TraceKL_ELBO
 from ..elbo.nonfinite import nonfinite_terms
 from ..errors import NonFiniteError
 from ..evidence.checks import check_count
+from ..evidence.modes import at_rest
 from ..tables import table
 
 __all__ = ["GradientSignal", "gradient_signal"]
@@ -61,7 +62,8 @@ def gradient_signal(
         model: The model.
         guide: The guide.
         *args: What both take.
-        elbo: The loss; :class:`~pyro_elbo.TraceKL_ELBO` by default. Its schedule does not move.
+        elbo: The loss; :class:`~pyro_elbo.TraceKL_ELBO` by default. Its schedule does not move, and
+            its ``terms`` stay those of before.
         num_samples: Evaluations, at least 2.
         **kwargs: What both take.
 
@@ -99,10 +101,11 @@ def gradient_signal(
         raise ValueError("neither model nor guide has a parameter that takes a gradient")
     leaves = list(parameters.values())
     samples = []
-    for _ in range(num_samples):
-        loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
-        samples.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-        _check_finite(dict(zip(parameters, samples[-1], strict=True)), loss, elbo)
+    with at_rest(elbo):
+        for _ in range(num_samples):
+            loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
+            samples.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+            _check_finite(dict(zip(parameters, samples[-1], strict=True)), loss, elbo)
     ratio, norm, variance = {}, {}, {}
     for name, grads in zip(parameters, zip(*samples, strict=True), strict=True):
         present = [grad for grad in grads if grad is not None]
@@ -119,7 +122,7 @@ def _check_finite(gradients: Mapping[str, Tensor | None], loss: Tensor, elbo: An
 
 
 def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
-    with torch.no_grad(), poutine.trace(param_only=True) as captured:
+    with at_rest(elbo), torch.no_grad(), poutine.trace(param_only=True) as captured:
         elbo.differentiable_loss(model, guide, *args, **kwargs)
     found = {}
     for name, site in captured.trace.nodes.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,29 @@ import torch
 from pyro.distributions.util import detach
 from torch import Tensor
 
-__all__ = ["Baseline"]
+__all__ = ["Baseline", "averages", "averages_kept"]
 
 _PREFIX = "__baseline_avg_downstream_cost_"
+
+
+def averages() -> dict[str, Tensor]:
+    """The decaying averages in Pyro's parameter store, by their names there."""
+    store = pyro.get_param_store()
+    return {name: store[name].detach() for name in store if name.startswith(_PREFIX)}
+
+
+@contextmanager
+def averages_kept() -> Iterator[None]:
+    """What happens inside does not move the decaying averages."""
+    before = averages()
+    try:
+        yield
+    finally:
+        store = pyro.get_param_store()
+        for name in averages().keys() - before.keys():
+            del store[name]
+        for name, value in before.items():
+            store[name] = value
 
 
 @dataclass(frozen=True, eq=False)

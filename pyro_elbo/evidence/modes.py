@@ -1,15 +1,17 @@
-"""Modules at rest: every one that runs is in eval mode."""
+"""Modules and losses at rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["in_eval_mode", "modules_of"]
+from ..elbo.baselines import averages_kept
+
+__all__ = ["at_rest", "in_eval_mode", "modules_of"]
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
@@ -42,3 +44,15 @@ def in_eval_mode(*programs: Any) -> Iterator[None]:
         handle.remove()
         for module in changed.values():
             module.training = True
+
+
+@contextmanager
+def at_rest(loss: Any) -> Iterator[None]:
+    """The loss counts no step and learns no baseline, and then shows its terms from before."""
+    terms = getattr(loss, "_terms", None)
+    try:
+        with averages_kept(), loss.hold() if hasattr(loss, "hold") else nullcontext():
+            yield
+    finally:
+        if hasattr(loss, "_terms"):
+            loss._terms = terms

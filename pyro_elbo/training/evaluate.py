@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..evidence.modes import in_eval_mode
+from ..evidence.modes import at_rest, in_eval_mode
 from .feed import Feed
 from .history import History
 from .recorder import Recorder
@@ -61,7 +60,7 @@ def evaluate(
     before, loss = RNG.now(generators), loss_of(stepper)
     programs = getattr(stepper, "model", None), getattr(stepper, "guide", None)
     try:
-        with in_eval_mode(*programs), _at_rest(loss), torch.no_grad():
+        with in_eval_mode(*programs), at_rest(loss), torch.no_grad():
             for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
                 value = stepper.evaluate_loss(*given.args, **given.kwargs)
                 terms = loss.terms if hasattr(loss, "decompose") else None
@@ -69,13 +68,3 @@ def evaluate(
     finally:
         before.restore(generators)
     return recorder.history()
-
-
-@contextmanager
-def _at_rest(loss: Any) -> Iterator[None]:
-    """The loss counts nothing, and shows the terms of training again afterwards."""
-    terms = getattr(loss, "_terms", None)
-    with loss.hold() if hasattr(loss, "hold") else nullcontext():
-        yield
-    if hasattr(loss, "_terms"):
-        loss._terms = terms

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import gradient_signal
+from ..errors import NonFiniteError
 from ..evidence.checks import check_count
 from ..evidence.modes import in_eval_mode
 from .run import Run
@@ -93,7 +94,7 @@ class GradientVariance:
         ValueError: A count is too small.
 
     Attributes: ``steps``; ``variance`` and ``ratio``, by parameter, lists of
-    :math:`E|g - E[g]|^2` and of the signal-to-noise ratio.
+    :math:`E|g - E[g]|^2` and of the signal-to-noise ratio, nan where a gradient is not finite.
     """
 
     def __init__(self, every: int = 100, num_samples: int = 30, seed: int = 0) -> None:
@@ -109,22 +110,22 @@ class GradientVariance:
         """Measure, where it is time."""
         if run.step % self._every:
             return
-        stepper, count = run.stepper, self._num_samples
-        with self._stream.on(), in_eval_mode(stepper.model, stepper.guide):
-            signal = gradient_signal(
-                stepper.model,
-                stepper.guide,
-                *run.args,
-                elbo=run.loss,
-                num_samples=count,
-                **run.kwargs,
-            )
-        for series, found in ((self.variance, signal.variance), (self.ratio, signal.ratio)):
+        for series, found in zip((self.variance, self.ratio), self._measure(run), strict=True):
             for name in found.keys() - series.keys():
                 series[name] = [math.nan] * len(self.steps)
             for name, values in series.items():
                 values.append(float(found.get(name, math.nan)))
         self.steps.append(run.step)
+
+    def _measure(self, run: Run) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        model, guide = run.stepper.model, run.stepper.guide
+        options: Any = {"elbo": run.loss, "num_samples": self._num_samples}
+        try:
+            with self._stream.on(), in_eval_mode(model, guide):
+                signal = gradient_signal(model, guide, *run.args, **options, **run.kwargs)
+        except NonFiniteError:
+            return {}, {}
+        return signal.variance, signal.ratio
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""

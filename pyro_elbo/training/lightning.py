@@ -42,6 +42,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -49,6 +50,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
 from ..elbo.base import ViewELBO
+from ..elbo.baselines import averages
 from ..elbo.nonfinite import drop_gradients, nonfinite_gradients
 from ..evidence.modes import in_eval_mode
 from .feed import spread
@@ -60,6 +62,7 @@ __all__ = ["LightningELBO"]
 
 TERMS = ("objective", "elbo", "reconstruction", "kl", "weighted_kl")
 RANDOM_STATES = "pyro_elbo_random_states"
+BASELINES = "pyro_elbo_baselines"
 
 
 class LightningELBO(LightningModule):
@@ -149,6 +152,7 @@ class LightningELBO(LightningModule):
         self._optim = optim
         self._initialised = False
         self._states: list[Any] | None = None
+        self._baselines: list[Any] | None = None
         if example is not None:
             self._initialise(example)
 
@@ -223,18 +227,23 @@ class LightningELBO(LightningModule):
         self.elbo.advance()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of each rank."""
+        """Add the random state and the decaying baselines of each rank."""
         checkpoint[RANDOM_STATES] = of_all_ranks(RNG.now().state)
+        checkpoint[BASELINES] = of_all_ranks(averages())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random states until training goes on."""
+        """Keep these until training goes on."""
         self._states = checkpoint.get(RANDOM_STATES)
+        self._baselines = checkpoint.get(BASELINES)
 
     def on_fit_start(self) -> None:
-        """Go back to the random state that this rank had at the checkpoint."""
-        states, self._states = self._states, None
+        """Go back to the random state and the baselines that this rank had at the checkpoint."""
+        states, baselines, self._states, self._baselines = self._states, self._baselines, None, None
         if not self.trainer.ckpt_path or not states:
             return
+        store = pyro.get_param_store()
+        for name, value in (of_this_rank(baselines or []) or {}).items():
+            store[name] = value
         state = of_this_rank(states)
         if state is not None:
             RNG(state).restore()

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..elbo.baselines import averages
 from ..elbo.nonfinite import parameters_of
 from .constraints import decode, encode
 from .run import loss_of
@@ -72,7 +73,7 @@ class StepperState:
                 "checkpoint cannot name it; train without pyro.settings module_local_params"
             )
         store = pyro.get_param_store().get_state()
-        known = sorted(names & store["params"].keys())
+        known = sorted((names | averages().keys()) & store["params"].keys())
         return {
             "params": {name: store["params"][name].detach() for name in known},
             "constraints": {name: encode(store["constraints"][name]) for name in known},
