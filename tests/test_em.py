@@ -156,6 +156,30 @@ def test_it_trains_in_fit_and_goes_on_from_a_checkpoint(tmp_path):
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
 
 
+def test_parameters_without_a_gradient_are_in_the_checkpoint(tmp_path):
+    def with_frozen(x):
+        shift = pyro.param("shift", lambda: torch.randn(())).detach()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("mu", torch.zeros(())), 1.0))
+            pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+    def one_slope(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.zeros(())) * x, 1.0))
+
+    path, found = tmp_path / "run", []
+    for seed, num_steps, resume in ((0, 6, None), (0, 3, None), (1, 6, path)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        stepper = em((Adam({"lr": 0.1}), Adam({"lr": 0.1})), programs=(with_frozen, one_slope))
+        callbacks = [Checkpoint(path)]
+        fit(stepper, X, num_steps=num_steps, callbacks=callbacks, resume=resume, progress=False)
+        found.append(values())
+    whole, _, resumed = found
+    assert whole.keys() == resumed.keys() == {"shift", "mu", "slope"}
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 class Bare(GuideMessenger):
     def get_posterior(self, name, prior):
         return dist.Normal(pyro.param("loc", torch.zeros(())), 1.0)

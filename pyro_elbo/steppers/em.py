@@ -166,7 +166,7 @@ class VariationalEM:
                 loss = float(self.loss.loss_and_grads(model, guide, *args, **kwargs))
                 parameters = self._sides.split(seen)
             self._ascent.see(self.loss)
-            self.optims[side]([p for p in parameters[side] if p.grad is not None])
+            self.optims[side](parameters[side])
         return loss
 
     def _held(self) -> AbstractContextManager[Any]:

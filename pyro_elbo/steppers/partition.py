@@ -58,6 +58,8 @@ class Sides:
     def split(self, seen: Mapping[Tensor, str]) -> dict[str, list[Tensor]]:
         """The parameters of one evaluation, the guide's as ``"e"`` and the model's as ``"m"``.
 
+        Those that another has replaced in Pyro's store, as an AutoGuide's first call does, are out.
+
         Args:
             seen: All of them, with their names.
 
@@ -72,8 +74,10 @@ class Sides:
         if shared:
             raise ValueError(_shared({w.seen[p] for p in shared for w in self._witnesses.values()}))
         split: dict[str, list[Tensor]] = {"e": [], "m": []}
-        for parameter in seen:
-            split["m" if parameter in in_model else "e"].append(parameter)
+        stored = dict(pyro.get_param_store().named_parameters())
+        for parameter, name in seen.items():
+            if stored.get(name, parameter) is parameter:
+                split["m" if parameter in in_model else "e"].append(parameter)
         return split
 
 
