@@ -12,7 +12,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from support import LOSSES
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_elbo import StopTraining, TraceKL_ELBO, fit, schedules
 
@@ -135,6 +135,18 @@ def test_a_loader_is_shuffled_anew_in_each_epoch():
     values = torch.cat([args[0] for args, _ in stepper.given])
     assert values[:6].tolist() != values[6:].tolist()
     assert sorted(values[:6].tolist()) == sorted(values[6:].tolist()) == list(range(6))
+
+
+class Stream(IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self):
+        yield from torch.arange(6.0)
+
+
+def test_a_loader_of_a_stream_has_no_length():
+    history = quiet(Recording(), batches=DataLoader(Stream(), batch_size=2), num_epochs=2)
+    assert history["epoch"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_distributed_sampler_is_told_the_epoch():

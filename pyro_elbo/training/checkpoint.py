@@ -47,6 +47,8 @@ class Checkpoint:
     Law:
         A run that is killed at any moment and resumed ends at the parameters, optimiser state and
         history (but for ``seconds``) of the run that was not, bit for bit, on one kind of machine.
+        A dataset that draws random numbers in workers that outlive an epoch
+        (``persistent_workers=True``) is an exception: no checkpoint can hold those workers' state.
 
     Example:
         >>> import tempfile, torch, pyro, pyro.distributions as dist

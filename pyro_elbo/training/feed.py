@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -88,7 +88,10 @@ class Feed:
         """The steps of all epochs, where that is known beforehand."""
         if self._num_epochs is None or self._batches is None:
             return self._num_epochs
-        return self._num_epochs * len(self._batches) if isinstance(self._batches, Sized) else None
+        try:
+            return self._num_epochs * len(self._batches)  # type: ignore[arg-type]
+        except TypeError:  # a DataLoader has a len, and its IterableDataset may have none
+            return None
 
     def first(self) -> StepInput:
         """The first input of the epoch that a resumed run is in; the generators are as before."""
