@@ -301,7 +301,7 @@ def test_weights_by_site_have_columns_of_their_own():
         ({"num_epochs": 1.5}, ValueError, "num_epochs must be an integer >= 1"),
         ({"batches": [], "num_epochs": 1}, ValueError, "no batch in epoch 0"),
         ({"batches": 3, "num_epochs": 1}, TypeError, "must be iterable"),
-        ({"batches": (x for x in [X]), "num_epochs": 2}, ValueError, "epoch 1; .* not a generator"),
+        ({"batches": (x for x in [X]), "num_epochs": 2}, ValueError, "once, .* not a generator"),
         ({"batches": [{"k": 1}], "num_epochs": 1, "k": 2}, TypeError, r"\['k'\] are in the batch"),
         ({"batches": [X, X.float()], "num_epochs": 1}, ValueError, "batch 2 of epoch 0 .*float32"),
     ],

@@ -119,5 +119,6 @@ class Baseline:
         store, name = pyro.get_param_store(), _PREFIX + self.site
         old = store[name].detach() if name in store else torch.zeros_like(cost)
         old = old if old.shape == cost.shape else old.mean().expand(cost.shape)
-        store[name] = (1 - self.baseline_beta) * cost + self.baseline_beta * old
+        new = (1 - self.baseline_beta) * cost + self.baseline_beta * old
+        store[name] = torch.where(new.isfinite(), new, old)
         return old

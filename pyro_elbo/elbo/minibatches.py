@@ -76,7 +76,7 @@ def _plates(site: Any) -> set[str]:
 
 
 def _fingerprint(value: Tensor) -> Fingerprint:
-    value = value.detach().double().nan_to_num()
+    value = value.detach().cpu().double().nan_to_num()
     return value.shape, value.sum(), value.abs().sum()
 
 

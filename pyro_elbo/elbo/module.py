@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
+from .nonfinite import drop_gradients, nonfinite_gradients
 from .shards import ddp_group, own_subsamples
 
 __all__ = ["BetaELBOModule"]
@@ -20,7 +21,9 @@ class BetaELBOModule(ELBOModule):
 
     Guides that create their parameters when they first run (AutoGuides) are initialised by one
     call, ``module(*args)`` under ``torch.no_grad()``, before an optimiser reads ``parameters()``.
-    In train mode with gradients enabled each call counts as one step of the loss's schedule.
+    In train mode with gradients enabled each call counts as one step of the loss's schedule, and a
+    loss that is not finite is met as ``on_nonfinite`` says. The gradients are not seen here: call
+    :meth:`check_gradients` between ``backward()`` and the optimiser's step.
 
     Args:
         model: A module, or a function without parameters.
@@ -56,6 +59,21 @@ class BetaELBOModule(ELBOModule):
             loss = self.elbo._admitted(loss)
             self.elbo._count_evaluation()
         return loss
+
+    def check_gradients(self) -> bool:
+        """Whether every gradient is finite; else no parameter has one any more.
+
+        Raises:
+            NonFiniteError: One is not, it is named, and ``on_nonfinite`` is ``"raise"``.
+            StopTraining: The same where it is ``"stop"``.
+        """
+        parameters = dict(self.named_parameters())
+        bad = nonfinite_gradients(parameters)
+        if bad:
+            drop_gradients(parameters.values())
+            name, kind = next(iter(bad.items()))
+            self.elbo._refuse(f"the gradient of parameter {name!r} is {kind}")
+        return not bad
 
     def get_extra_state(self) -> dict[str, int]:
         """The loss's step count, which ``state_dict()`` stores."""

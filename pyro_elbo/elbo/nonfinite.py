@@ -46,6 +46,11 @@ class NonFinitePolicy:
         self.name = name
         self.num_skipped = 0
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the next one will be said: all but those skipped after the first."""
+        return self.name != "skip" or not self.num_skipped
+
     def meet(self, what: str) -> None:
         """Do it.
 

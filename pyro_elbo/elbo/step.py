@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import NonFiniteError
 from ..weighting import is_zero
+from .baselines import averages_kept
 from .costing import CostingELBO
 from .dependencies import Program
 from .nonfinite import (
@@ -49,6 +50,18 @@ class StepELBO(CostingELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
         """Minus the objective, in nats; adds its gradients to the parameters, and counts a step."""
+        value, parameters = self.gradients(model, guide, *args, **kwargs)
+        self.show_gradients(parameters)
+        self._count_evaluation()
+        return value
+
+    def gradients(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> tuple[float, Mapping[str, Tensor]]:
+        """Minus the objective, and the parameters that have its gradients now, by name.
+
+        There are none where the step is refused. No hook sees them, and no step is counted.
+        """
         state = torch.get_rng_state()
         with poutine.trace(param_only=True) as captured:
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -60,11 +73,13 @@ class StepELBO(CostingELBO):
             drop_gradients(parameters.values())
             program = Program(model, guide, args, kwargs)
             self._refuse(self._blame(bad, parameters, program, state))
-        else:
-            for hook in tuple(self._gradient_hooks.values()):
-                hook(parameters)
-        self._count_evaluation()
-        return value
+            return value, {}
+        return value, parameters
+
+    def show_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """Have every hook see the gradients that an optimiser is about to be given."""
+        for hook in tuple(self._gradient_hooks.values()) if parameters else ():
+            hook(parameters)
 
     def register_gradient_hook(self, hook: GradientHook) -> RemovableHandle:
         """Have a function see, or change, the gradients of every ``loss_and_grads``.
@@ -89,7 +104,7 @@ class StepELBO(CostingELBO):
         if not math.isfinite(loss.detach()):
             what = nonfinite_terms(self._terms)
             self._refuse(what)
-            if ddp_group() is not None:
+            if (group := ddp_group()) is not None and group.size() > 1:
                 raise NonFiniteError(
                     f"{what}; on_nonfinite='skip' cannot skip a step on one rank, while the others "
                     "wait for its gradients; use 'raise' or 'stop'"
@@ -111,7 +126,9 @@ class StepELBO(CostingELBO):
         if not bad:
             return nonfinite_terms(self._terms)
         name, kind = next(iter(bad.items()))
-        with torch.random.fork_rng(devices=[]):
+        if not self._nonfinite.is_shown:
+            return f"the gradient of parameter {name!r} is {kind}"
+        with torch.random.fork_rng(devices=[]), averages_kept():
             torch.set_rng_state(state)
             particles = self._particles(program)
         sites = sites_to_blame(_totals(particles), parameters[name])

@@ -1,4 +1,4 @@
-"""Modules and losses at rest."""
+"""Programs and losses at rest: what is measured is left as it was."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import pyro
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..elbo.baselines import averages_kept
 
-__all__ = ["at_rest", "in_eval_mode", "modules_of"]
+__all__ = ["at_rest", "check_made", "forgetting", "in_eval_mode", "modules_of"]
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
@@ -56,3 +58,28 @@ def at_rest(loss: Any) -> Iterator[None]:
     finally:
         if hasattr(loss, "_terms"):
             loss._terms = terms
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Parameters that are made inside are forgotten."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
+
+
+def check_made(guide: Any) -> None:
+    """Refuse an AutoGuide that has not run.
+
+    Raises:
+        ValueError: It has no parameters yet.
+    """
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        raise ValueError(
+            f"{type(guide).__name__} has no parameters before its first step, and measuring would "
+            "make others than training does; measure after a step, as fit does"
+        )

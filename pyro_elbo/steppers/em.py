@@ -163,11 +163,22 @@ class VariationalEM:
         model, guide = self._sides.model, self._sides.guide
         with _gradients() as seen:
             with new_parameters_forgotten_on_error():
-                loss = float(self.loss.loss_and_grads(model, guide, *args, **kwargs))
-                parameters = self._sides.split(seen)
+                loss, named = self._gradients(model, guide, args, kwargs)
+                parameters = self._sides.split(seen)[side]
             self._ascent.see(self.loss)
-            self.optims[side](parameters[side])
+            if named:
+                moved = set(parameters)
+                self.loss.show_gradients({name: p for name, p in named.items() if p in moved})
+            self.optims[side](parameters)
         return loss
+
+    def _gradients(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[float, Mapping[str, Tensor]]:
+        """The loss, and the parameters by name where it has hooks that see their gradients."""
+        if hasattr(self.loss, "show_gradients"):
+            return self.loss.gradients(model, guide, *args, **kwargs)
+        return float(self.loss.loss_and_grads(model, guide, *args, **kwargs)), {}
 
     def _held(self) -> AbstractContextManager[Any]:
         return self.loss.hold() if hasattr(self.loss, "hold") else nullcontext()

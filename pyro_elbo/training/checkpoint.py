@@ -85,6 +85,7 @@ class Checkpoint:
     def attach(self, feed: Feed, callbacks: Sequence[Any]) -> None:
         """What ``fit`` tells before the first step: where the data and other callbacks are."""
         self._feed, self._others = feed, callbacks
+        feed.keeps_rng = True
 
     def start(self, run: Run) -> None:
         """Refuse what could not be written or read."""

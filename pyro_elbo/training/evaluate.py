@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..evidence.modes import at_rest, in_eval_mode
+from ..evidence.modes import at_rest, check_made, forgetting, in_eval_mode
 from .feed import Feed
 from .history import History
 from .recorder import Recorder
@@ -23,7 +23,7 @@ def evaluate(
     r"""The terms at these arguments, or at each batch: no gradient, nothing moves.
 
     Modules are in eval mode, so that batch norm and dropout are at rest; buffers, generators and
-    the loss's schedule stay as they were.
+    the loss's schedule stay as they were, and parameters that are made here are forgotten.
 
     Args:
         stepper: What has ``evaluate_loss(...) -> loss``: Pyro's ``SVI``, ``VariationalEM``.
@@ -33,10 +33,11 @@ def evaluate(
 
     Returns:
         A row for each batch, in nats. Where the model has the batch's data alone, the data set's
-        ELBO is the sum of the column; where a plate scales the batch up to the data set, its mean.
+        ELBO is the sum of the column; where a plate scales batches of one size up to the data set,
+        its mean.
 
     Raises:
-        ValueError: There are no batches.
+        ValueError: There are no batches; or the guide is an AutoGuide that has not run yet.
         TypeError: There are both arguments and batches.
 
     Example:
@@ -59,8 +60,9 @@ def evaluate(
     recorder, generators = Recorder(), Feed(args, kwargs, batches, 1).generators
     before, loss = RNG.now(generators), loss_of(stepper)
     programs = getattr(stepper, "model", None), getattr(stepper, "guide", None)
+    check_made(programs[1])
     try:
-        with in_eval_mode(*programs), at_rest(loss), torch.no_grad():
+        with forgetting(), in_eval_mode(*programs), at_rest(loss), torch.no_grad():
             for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
                 value = stepper.evaluate_loss(*given.args, **given.kwargs)
                 terms = loss.terms if hasattr(loss, "decompose") else None

@@ -29,7 +29,8 @@ class EvaluateOn:
         batches: What to go through, each time anew.
         every: At steps that are multiples of this.
         reduction: How the batches make one number of each term: ``"sum"`` where the model has a
-            batch's data alone, ``"mean"`` where a plate scales each batch up to the data set.
+            batch's data alone, ``"mean"`` where a plate scales batches, all of one size, up to the
+            data set.
         seed: Of its random numbers.
         **kwargs: What the step takes.
 

@@ -54,7 +54,8 @@ class Feed:
 
     Raises:
         TypeError: There are both positional arguments and batches, or batches cannot be iterated.
-        ValueError: An epoch has no batches, or a batch has other dtypes than the first.
+        ValueError: An epoch has no batches, a batch has other dtypes than the first, or batches
+            that can be gone through once are to give several epochs.
     """
 
     def __init__(
@@ -71,10 +72,16 @@ class Feed:
             )
         if batches is not None and not isinstance(batches, Iterable):
             raise TypeError(f"batches must be iterable, such as a DataLoader; got {batches!r}")
+        if isinstance(batches, Iterator) and num_epochs is not None and num_epochs > 1:
+            raise ValueError(
+                f"batches can be gone through once, and there are to be {num_epochs} epochs; pass "
+                "a list or a DataLoader, not a generator"
+            )
         self._args, self._kwargs, self._batches = args, kwargs, batches
         self._num_epochs = num_epochs
         self._signature: Signature | None = None
         self.place = Place()
+        self.keeps_rng = False
         self.generators = loader_generators(batches)
 
     def __iter__(self) -> Iterator[StepInput]:
@@ -117,14 +124,14 @@ class Feed:
         yield from self._batches_of(epoch, skip)
 
     def _batches_of(self, epoch: int, skip: int) -> Iterator[StepInput]:
-        now = RNG.now(self.generators)
+        now = RNG.now(self.generators) if skip or self.keeps_rng else None
         place = self.place if skip else Place(epoch, 0, now)
         iterator = self._begin(place)
         number = 0
         for number, batch in enumerate(iterator, 1):
             if number < skip:
                 continue
-            if number == skip:
+            if number == skip and now is not None:
                 now.restore(self.generators)
                 continue
             yield self._input(batch, place._replace(batch=number))

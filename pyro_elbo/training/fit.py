@@ -6,7 +6,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from math import inf
+from numbers import Integral
 from time import perf_counter
 from typing import Any
 
@@ -47,8 +49,8 @@ def fit(
 
     A callback is called as ``callback(run)`` after each step, with a
     :class:`~pyro_elbo.training.Run`. Where it has them, ``start(run)`` is called before the first
-    step, ``finish(run)`` when training ends, however it ends, and ``state_dict()`` and
-    ``load_state_dict(state)`` make it part of a checkpoint.
+    step, ``finish(run)`` of each that was started when training ends, however it ends, the last one
+    first, and ``state_dict()`` and ``load_state_dict(state)`` make it part of a checkpoint.
 
     Args:
         stepper: Anything with ``step(...) -> loss``: Pyro's ``SVI``, ``VariationalEM``.
@@ -104,9 +106,11 @@ def fit(
             callback.attach(feed, others)
     if resume is not None:
         restore(resume, run, feed, ordered)
-    for callback in ordered:
-        _call(callback, "start", run)
-    stopped = _train(run, feed, ordered, progress)
+    with ExitStack() as started:
+        for callback in ordered:
+            _call(callback, "start", run)
+            started.callback(_call, callback, "finish", run)
+        stopped = _train(run, feed, ordered, progress)
     _warn_if_unfinished(run)
     return run.recorder.history(stopped)
 
@@ -117,7 +121,7 @@ def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
     if num_steps is None and num_epochs is None:
         raise ValueError("say when to end: num_steps=... or num_epochs=...")
     for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
@@ -135,8 +139,6 @@ def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> st
         stopped = str(reason)
     finally:
         bar.close()
-        for callback in callbacks:
-            _call(callback, "finish", run)
     return stopped
 
 

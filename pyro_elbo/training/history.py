@@ -110,10 +110,10 @@ class History:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as ``.npz``; the file is whole or not there."""
-        arrays: dict[str, Any] = {f"column:{name}": v for name, v in self.columns.items()}
         header = {"version": np.array(VERSION), "stopped": np.array(self.stopped)}
+        names, values = np.array(list(self.columns), str), np.array(list(self.columns.values()))
         with atomic_write(Path(path)) as file:
-            np.savez(file, allow_pickle=False, **header, **arrays)
+            np.savez(file, allow_pickle=False, **header, names=names, values=values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
@@ -125,22 +125,15 @@ class History:
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 arrays = {name: saved[name] for name in saved.files}
-            version, stopped = int(arrays.pop("version")), str(arrays.pop("stopped"))
+            version, stopped = int(arrays["version"]), str(arrays["stopped"])
+            if version == VERSION:
+                names = arrays["names"].tolist()
+                return cls(dict(zip(names, arrays["values"], strict=True)), stopped)
         except FileNotFoundError:
             raise
-        except (
-            OSError,
-            KeyError,
-            ValueError,
-            EOFError,
-            AttributeError,
-            TypeError,
-            BadZipFile,
-        ) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path} is no history that was saved here: {error}") from error
-        if version != VERSION:
-            raise ValueError(f"{path} has version {version}; this package reads {VERSION}")
-        return cls({name.removeprefix("column:"): v for name, v in arrays.items()}, stopped)
+        raise ValueError(f"{path} has version {version}; this package reads {VERSION}")
 
     def __str__(self) -> str:
         if not len(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pyro.optim import PyroLRScheduler
 
 from ..evidence.checks import check_count
@@ -22,8 +23,8 @@ class LearningRate:
     Args:
         scheduler: The optimiser.
         every: Steps between; ``len(loader)`` for once an epoch.
-        metric: Whether it is told minus the mean objective of the steps between, as
-            ``ReduceLROnPlateau`` asks for.
+        metric: Whether it is told minus the mean objective of the steps between, of those with a
+            finite one, as ``ReduceLROnPlateau`` asks for.
 
     Raises:
         TypeError: It is no scheduler.
@@ -41,6 +42,12 @@ class LearningRate:
 
     def __call__(self, run: Run) -> None:
         """Step it, where it is time."""
-        if run.step % self._every == 0:
-            objective = run.latest(self._every)["objective"] if self._metric else None
-            self._scheduler.step(*([] if objective is None else [-objective.mean()]))
+        if run.step % self._every:
+            return
+        if not self._metric:
+            self._scheduler.step()
+            return
+        objective = run.latest(self._every)["objective"]
+        finite = objective[np.isfinite(objective)]
+        if len(finite):
+            self._scheduler.step(-finite.mean())

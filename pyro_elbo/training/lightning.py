@@ -29,7 +29,8 @@ Without Lightning, in a script for ``torchrun``::
     for x in loader:  # with a DistributedSampler, or x the same and a plate that subsamples
         optimizer.zero_grad()
         ddp(x).backward()
-        optimizer.step()
+        if module.check_gradients():  # a nan is named before it moves a parameter
+            optimizer.step()
 
 Parameters that a step does not use (those of the prior alone, while the weight is 0) need
 ``find_unused_parameters=True``, in Lightning ``strategy="ddp_find_unused_parameters_true"``.
@@ -45,18 +46,19 @@ from typing import Any
 import pyro
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 
 from ..elbo.base import ViewELBO
 from ..elbo.baselines import averages
-from ..elbo.nonfinite import drop_gradients, nonfinite_gradients
+from ..errors import StopTraining
 from ..evidence.modes import in_eval_mode
 from .feed import spread
 from .loaders import ResumableLoader
 from .ranks import of_all_ranks, of_this_rank
-from .rng import RNG
+from .rng import RNG, loader_generators
 
 __all__ = ["LightningELBO"]
 
@@ -153,6 +155,8 @@ class LightningELBO(LightningModule):
         self._initialised = False
         self._states: list[Any] | None = None
         self._baselines: list[Any] | None = None
+        self._after_batch: RNG | None = None
+        self._kept: RNG | None = None
         if example is not None:
             self._initialise(example)
 
@@ -171,7 +175,8 @@ class LightningELBO(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what would be wrong; make the parameters, before a strategy looks for them."""
         trainer = self.trainer
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        shards = isinstance(trainer.strategy, DeepSpeedStrategy)
+        if shards or not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             raise ValueError(
                 f"{type(trainer.strategy).__name__} is not supported: it may replace parameters by "
                 "shards, and Pyro's param store has those from before; use strategy='ddp', or one "
@@ -189,12 +194,17 @@ class LightningELBO(LightningModule):
         """What ``optim`` makes of the parameters."""
         return self._optim(self.parameters())
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        with self.elbo.hold():
-            loss: Tensor = self(batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; ``None`` where the step is skipped."""
+        skipped = self.elbo.num_skipped
+        try:
+            with self.elbo.hold():
+                loss: Tensor = self(batch)
+        except StopTraining as reason:
+            self._stop(reason)
+            return None
         self._log_terms("train", batch)
-        return loss
+        return loss if self.elbo.num_skipped == skipped else None
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the terms of a batch."""
@@ -214,12 +224,10 @@ class LightningELBO(LightningModule):
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return
-        parameters = dict(self.loss.named_parameters())
-        bad = nonfinite_gradients(parameters)
-        if bad:
-            drop_gradients(parameters.values())
-            name, kind = next(iter(bad.items()))
-            self.elbo._refuse(f"the gradient of parameter {name!r} is {kind}")
+        try:
+            self.loss.check_gradients()
+        except StopTraining as reason:
+            self._stop(reason)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, and count it."""
@@ -228,7 +236,8 @@ class LightningELBO(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the random state and the decaying baselines of each rank."""
-        checkpoint[RANDOM_STATES] = of_all_ranks(RNG.now().state)
+        now = self._kept or RNG.now()
+        checkpoint[RANDOM_STATES] = of_all_ranks(now.state)
         checkpoint[BASELINES] = of_all_ranks(averages())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,6 +268,29 @@ class LightningELBO(LightningModule):
             if isinstance(loader, ResumableLoader):
                 loader.end_at(self.trainer.num_training_batches)
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Remember where training's random numbers stand, before a validation draws its own."""
+        if self.trainer.enable_validation:
+            self._after_batch = RNG.now()
+
+    def on_validation_start(self) -> None:
+        """Keep training's random numbers for when validation ends."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._kept = self._after_batch
+
+    def on_validation_end(self) -> None:
+        """Go back to them."""
+        if self._kept is not None:
+            self._kept.restore()
+            self._kept = None
+
+    def _stop(self, reason: StopTraining) -> None:
+        """End training; on several ranks by the error itself, as the others wait."""
+        if self.trainer.world_size > 1:
+            raise reason
+        rank_zero_warn(f"training ends: {reason}")
+        self.trainer.should_stop = True
+
     def _initialise(self, batch: Any) -> None:
         with in_eval_mode(self.loss), torch.no_grad():
             self(batch)
@@ -288,10 +320,18 @@ def _first_batch(trainer: Any, stage: str) -> Any:
         "test": trainer.test_loop,
         "predict": trainer.predict_loop,
     }
-    now = RNG.now()
-    loaders = CombinedLoader(loops[stage]._data_source.dataloader(), "sequential")
-    batch = next(iter(loaders.flattened[0]))
-    now.restore()
+    loaders = CombinedLoader(loops[stage]._data_source.dataloader(), "sequential").flattened
+    if not loaders or isinstance(loaders[0], Iterator):
+        raise ValueError(
+            "the first batch makes the parameters, and data that can be gone through once would "
+            "lose it; pass a batch as LightningELBO(..., example=batch)"
+        )
+    generators = loader_generators(loaders[0])
+    now = RNG.now(generators)
+    batch = next(iter(loaders[0]), None)
+    now.restore(generators)
+    if batch is None:
+        raise ValueError("the data have no batch; give a loader that gives some")
     return batch
 
 

@@ -22,6 +22,9 @@ class ResumableLoader(DataLoader[Any]):
     random state at the epoch's start and the number of batches given; resuming draws these batches
     again, drops them, and goes back to the random state of the checkpoint.
 
+    Raises:
+        ValueError: The dataset has no length.
+
     Law:
         A loader that goes on from :meth:`state_dict` gives the batches that the first one would
         have given next.
@@ -44,6 +47,17 @@ class ResumableLoader(DataLoader[Any]):
     _start: RNG | None = None
     _given = 0
     _resuming = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            len(self)
+        except TypeError as error:
+            raise ValueError(
+                "ResumableLoader needs a dataset with a length: Lightning takes a batch ahead from "
+                "data without one, so that their position is not known; give the IterableDataset a "
+                "__len__, or use a DataLoader and checkpoints at the ends of epochs"
+            ) from error
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches of an epoch; nothing is drawn before the first is asked for."""

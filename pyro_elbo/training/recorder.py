@@ -55,7 +55,7 @@ class Recorder:
         self._flush()
         first = 0 if num_latest is None else max(self._num_rows - num_latest, 0)
         columns = {name: np.array(v[first:], float) for name, v in self._columns.items()}
-        return History(columns, stopped)
+        return History(columns | _site_betas(columns), stopped)
 
     def _flush(self) -> None:
         for row, names, values in self._pending:
@@ -77,6 +77,16 @@ def _values(terms: ELBOTerms) -> tuple[tuple[str, ...], Any]:
     values = [getattr(terms, name) for name in TERMS]
     values += [site.total("kl") for site in latents.values()]
     return names, torch.stack([value.to(terms.objective.device) for value in values])
+
+
+def _site_betas(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights by site, also at steps where all sites that were there had the same one."""
+    filled = {}
+    for name in (name for name in columns if name.startswith(SITE_BETA)):
+        is_there = ~np.isnan(columns[SITE_KL + name.removeprefix(SITE_BETA)])
+        own = columns[name]
+        filled[name] = np.where(np.isnan(own) & is_there, columns["beta"], own)
+    return filled
 
 
 def _betas(terms: ELBOTerms) -> dict[str, float]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..diagnostics import EvidenceGapEstimate, evidence_gap
 from ..evidence.checks import check_count
-from ..evidence.modes import in_eval_mode
+from ..evidence.modes import check_made, forgetting, in_eval_mode
 from .run import Run
 from .streams import OwnStream
 
@@ -100,8 +97,8 @@ class TrackEvidence:
             return
         model, guide, *args = self._program
         settings = {"estimator": self._method, "num_samples": self._num_samples}
-        _check_made(guide)
-        with self._stream.on(), _forgetting(), in_eval_mode(model, guide):
+        check_made(guide)
+        with self._stream.on(), forgetting(), in_eval_mode(model, guide):
             estimate = evidence_gap(model, guide, *args, **settings, **self._kwargs)
         self.steps.append(step)
         self.estimates.append(estimate)
@@ -142,23 +139,3 @@ class TrackEvidence:
 
     def _column(self, name: str) -> Tensor:
         return torch.tensor(self._columns[name], dtype=torch.float64)
-
-
-@contextmanager
-def _forgetting() -> Iterator[None]:
-    """Parameters that are made inside are forgotten."""
-    store = pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        yield
-    finally:
-        for name in set(store.keys()) - before:
-            del store[name]
-
-
-def _check_made(guide: Any) -> None:
-    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-        raise ValueError(
-            f"{type(guide).__name__} has no parameters before its first step, and measuring would "
-            "make others than training does; measure after a step, as fit does"
-        )
