@@ -116,6 +116,20 @@ def test_a_plateau_is_judged_on_the_mean_objective():
     assert told == [-history["objective"][:3].mean(), -history["objective"][3:].mean()]
 
 
+def test_a_plateau_is_not_judged_on_a_nan():
+    optim = ReduceLROnPlateau(
+        {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "patience": 0, "factor": 0.5}
+    )
+    svi = SVI(model, guide, optim, TraceKL_ELBO(on_nonfinite="skip"))
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    batches = [X, X * math.nan, X * math.nan, X / 2]
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="skipped"):
+        callbacks = [LearningRate(optim, every=1, metric=True)]
+        fit(svi, batches=batches, num_epochs=1, callbacks=callbacks, progress=False)
+    assert optim.get_state()["loc"]["optimizer"]["param_groups"][0]["lr"] == 0.1
+
+
 def test_the_latest_steps_are_as_many_as_asked_for():
     seen = []
     train([lambda run: seen.append([run.latest(n)["step"].tolist() for n in (0, 1, 2, 9)])])

@@ -180,6 +180,23 @@ def test_parameters_without_a_gradient_are_in_the_checkpoint(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_gradient_is_clipped_by_the_norm_of_the_side_that_moves():
+    def steep(x):
+        mu = pyro.param("mu", torch.zeros(()))
+        with pyro.plate("data", 30, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(1e4 * mu + z, 1.0), obs=x)
+
+    def moved(callbacks):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        stepper = em((1e-3, 1e-12), programs=(steep, guide))
+        fit(stepper, X, num_steps=1, callbacks=callbacks, progress=False)
+        return values()["slope"].item()
+
+    assert moved([ClipGradients(1e3)]) == moved([]) != 0.0
+
+
 class Bare(GuideMessenger):
     def get_posterior(self, name, prior):
         return dist.Normal(pyro.param("loc", torch.zeros(())), 1.0)

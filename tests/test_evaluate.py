@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -55,6 +56,32 @@ def test_it_leaves_everything_as_it_was():
     assert elbo.step_count == 1 and elbo.terms is terms
     assert [module.training for module in program.decoder.modules()] == [*modes[:-1], False]
     assert all(p.grad is None or not p.grad.any() for p in program.decoder.parameters())
+
+
+def test_before_the_first_step_it_leaves_no_parameter():
+    def drawn(x):
+        width = pyro.param("width", lambda: torch.rand(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(width * x[:, :1], 0.7).to_event(1))
+
+    def first_step(is_evaluated):
+        pyro.clear_param_store()
+        program, _ = make()
+        svi = SVI(program.model, drawn, Adam({"lr": 0.05}), TraceKL_ELBO())
+        if is_evaluated:
+            evaluate(svi, X)
+            assert not list(pyro.get_param_store())
+        svi.step(X)
+        return pyro.param("width").item()
+
+    assert first_step(False) == first_step(True)
+
+
+def test_an_autoguide_that_has_not_run_is_refused():
+    program, _ = make()
+    svi = SVI(program.model, AutoNormal(program.model), Adam({}), TraceKL_ELBO())
+    with pytest.raises(ValueError, match="AutoNormal has no parameters before its first step"):
+        evaluate(svi, X)
 
 
 def test_svi_itself_moves_batch_norm():

@@ -5,6 +5,7 @@ import signal
 import sys
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -291,6 +292,59 @@ def test_weights_by_site_have_columns_of_their_own():
         "z": [2.0, 2.0],
         "w": [0.5, 0.5],
     }
+
+
+def test_weights_by_site_are_there_where_they_meet():
+    def two(x):
+        pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+        model(x)
+
+    def guide_two(x):
+        pyro.sample("w", dist.Normal(torch.ones(()), 1.0))
+        guide(x)
+
+    beta = {"w": 1.0, "z": schedules.Linear(0.0, 1.0, num_steps=2)}
+    history = quiet(SVI(two, guide_two, Adam({"lr": 0.1}), TraceKL_ELBO(beta=beta)), X, num_steps=4)
+    assert np.array_equal(history["beta"], [np.nan, np.nan, 1.0, 1.0], equal_nan=True)
+    assert history.beta_by_site["z"].tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert history.beta_by_site["w"].tolist() == [1.0] * 4
+
+
+class Told:
+    """A callback that keeps what it is told, and may fail at it."""
+
+    def __init__(self, told, name, fails_at=None):
+        self.told, self.name, self.fails_at = told, name, fails_at
+
+    def _tell(self, what):
+        self.told.append(f"{what} {self.name}")
+        if self.fails_at == what:
+            raise RuntimeError(self.name)
+
+    def start(self, run):
+        self._tell("start")
+
+    def __call__(self, run):
+        self._tell("step")
+
+    def finish(self, run):
+        self._tell("finish")
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "told"),
+    [
+        ("start", ["start a", "start b", "finish a"]),
+        ("step", ["start a", "start b", "start c", "step a", "step b", "finish c", "finish b"]),
+        ("finish", ["start a", "start b", "start c", "step a", "step b", "step c", "finish c"]),
+    ],
+)
+def test_all_that_were_started_are_finished(fails_at, told):
+    heard = []
+    callbacks = [Told(heard, "a"), Told(heard, "b", fails_at), Told(heard, "c")]
+    with pytest.raises(RuntimeError, match="b"):
+        quiet(Recording(), num_steps=1, callbacks=callbacks)
+    assert heard[: len(told)] == told and heard[-1] == "finish a"
 
 
 @pytest.mark.parametrize(

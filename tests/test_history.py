@@ -44,6 +44,14 @@ def test_it_is_saved_and_loaded(tmp_path, stopped):
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
 
 
+def test_any_name_of_a_site_is_kept(tmp_path):
+    history = History({"step": [1], "kl:z": [1.0], "kl:z.npy": [2.0], "kl:../ä b": [3.0]})
+    history.save(tmp_path / "run.npz")
+    assert_same(History.load(tmp_path / "run.npz"), history)
+    History().save(tmp_path / "none.npz")
+    assert_same(History.load(tmp_path / "none.npz"), History())
+
+
 def test_a_name_without_an_ending_is_kept(tmp_path):
     History(COLUMNS).save(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

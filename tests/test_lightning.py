@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +26,13 @@ from pyro_elbo.elbo.baselines import averages
 pytest.importorskip("lightning")
 import lightning_programs as programs
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning_programs import DATA, SIZE, loader, module, sgd, trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_elbo.training.lightning import LightningELBO
+from pyro_elbo.training.loaders import ResumableLoader
 
 TESTS = Path(__file__).parent
 NO_VALIDATION = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -248,6 +251,70 @@ def labelled(x):
     z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
     with pyro.plate("data", SIZE, subsample_size=len(x)):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("step", [4, 7, 13])
+def test_and_where_a_validation_follows_the_checkpoint(tmp_path, step):
+    assert assert_resumes(tmp_path, step, epochs=3, every=3, validate=True) == 18
+
+
+def test_validation_does_not_move_training(tmp_path):
+    one, other = (
+        programs.saved_run(tmp_path / str(validate), epochs=2, validate=validate)
+        for validate in (False, True)
+    )
+    assert equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([], "the data have no batch"),
+        (iter([DATA[:4], DATA[4:8]]), "gone through once .* example=batch"),
+    ],
+    ids=["empty", "generator"],
+)
+def test_data_that_cannot_make_the_parameters(data, match):
+    with pytest.raises(ValueError, match=match):
+        trainer(max_epochs=1).fit(module(), data)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from DATA
+
+
+def test_a_stream_has_no_position():
+    with pytest.raises(ValueError, match="needs a dataset with a length"):
+        ResumableLoader(Stream(), batch_size=2)
+
+
+def trained_on(data, policy, plugins=None):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    elbo = TraceKL_ELBO(on_nonfinite=policy)
+    made = LightningELBO(programs.model, AutoDelta(programs.model), elbo, sgd, example=DATA[:4])
+    run = trainer(max_epochs=1, plugins=plugins)
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        run.fit(made, DataLoader(data, batch_size=4))
+    return [p.item() for p in made.parameters()]
+
+
+@pytest.mark.parametrize(("policy", "taken"), [("skip", [0, 2]), ("stop", [0])])
+def test_a_batch_that_is_refused_moves_nothing(policy, taken):
+    bad = DATA.clone()
+    bad[5] = torch.nan
+    good = torch.cat([DATA.split(4)[i] for i in taken])
+    assert trained_on(bad, policy) == trained_on(good, policy) != trained_on(DATA[4:8], policy)
+
+
+def test_a_scaler_of_gradients_takes_a_step_that_is_skipped():
+    bad = DATA.clone()
+    bad[5] = torch.nan
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    found = trained_on(bad, "skip", [scaled])
+    assert torch.tensor(found).isfinite().all()
 
 
 def decaying_run(epochs, resume=None):

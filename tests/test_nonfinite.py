@@ -210,3 +210,39 @@ def test_enumerated_programs_have_the_same_guard():
     with pytest.raises(NonFiniteError, match="is nan"):
         quietly(svi.step, BAD)
     assert_unmoved(before)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "stop"])
+def test_the_module_looks_at_its_gradients_when_asked(policy):
+    module = TraceKL_ELBO(on_nonfinite=policy)(plain, Guide())
+    quietly(module, X).backward()
+    assert module.check_gradients()
+    first = next(iter(module.parameters()))
+    first.grad.fill_(math.inf)
+    if policy == "skip":
+        with pytest.warns(UserWarning, match="gradient of parameter .* is infinite"):
+            assert not module.check_gradients()
+    else:
+        error = NonFiniteError if policy == "raise" else StopTraining
+        with pytest.raises(error, match="gradient of parameter .* is infinite"):
+            module.check_gradients()
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_nan_does_not_stay_in_a_decaying_baseline():
+    def labels(x):
+        decaying = {"baseline": {"use_decaying_avg_baseline": True}}
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("a", torch.zeros(3))), infer=decaying)
+
+    def labelled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(z, 1.0, validate_args=False), obs=x)
+
+    elbo = TraceKL_ELBO(on_nonfinite="skip")
+    svi = SVI(labelled, labels, pyro.optim.SGD({"lr": 0.1}), elbo)
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="skipped"):
+        losses = [svi.step(x) for x in (X[:3], X[:3] * math.nan, X[:3], X[:3])]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True, True]
+    assert elbo.num_skipped == 1

@@ -253,6 +253,7 @@ class LightningELBO(LightningModule):
         store = pyro.get_param_store()
         for name, value in (of_this_rank(baselines or []) or {}).items():
             store[name] = value
+        _leave_random_numbers(self.trainer.fit_loop.epoch_loop.val_loop)
         state = of_this_rank(states)
         if state is not None:
             RNG(state).restore()
@@ -333,6 +334,19 @@ def _first_batch(trainer: Any, stage: str) -> Any:
     if batch is None:
         raise ValueError("the data have no batch; give a loader that gives some")
     return batch
+
+
+def _leave_random_numbers(validation: Any) -> None:
+    """A validation that a resumed run passes over draws nothing from training's stream."""
+    pass_over: Any = getattr(validation, "increment_progress_to_evaluation_end", None)
+
+    def quietly() -> None:
+        now = RNG.now()
+        pass_over()
+        now.restore()
+
+    if pass_over is not None:
+        validation.increment_progress_to_evaluation_end = quietly
 
 
 def _size(batch: Any) -> int:
