@@ -46,7 +46,9 @@ class ViewELBO(StepELBO):
         on_nonfinite: What a training step does where a term or gradient is nan or infinite:
             ``"raise"`` an error that names it; ``"skip"`` the step, its gradients ``None``, so that
             no optimiser moves, with one warning; or ``"stop"`` by
-            :class:`~pyro_elbo.StopTraining`.
+            :class:`~pyro_elbo.StopTraining`. Buffers that a module moves as it runs (the running
+            statistics of batch norm) are not put back. ``elbo(model, guide)`` sees the terms only;
+            its ``check_gradients()`` looks at the gradients.
         **kwargs: What else :class:`pyro.infer.ELBO` takes.
 
     Raises:
