@@ -25,8 +25,8 @@ __all__ = [
 POLICIES = ("raise", "skip", "stop")
 REMEDY = (
     "Parameters and optimiser are as they were. Look at the distribution's parameters and the data "
-    "there (pyro.enable_validation() checks both), bound scales away from 0, lower the learning "
-    "rate, or clip gradients"
+    "there (pyro.enable_validation() checks both; data under a mask must be finite too), bound "
+    "scales away from 0, lower the learning rate, or clip gradients"
 )
 
 
