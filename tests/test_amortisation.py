@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoNormal
 from pyro.nn import PyroModule
@@ -14,6 +15,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_elbo import UnsupportedSiteError, diagnostics, evidence
+from pyro_elbo.diagnostics.free_families import FreeFamilies
 
 X = torch.tensor([3.0, -2.0, 0.5, 1.0], dtype=torch.float64)
 
@@ -171,3 +173,36 @@ def test_an_untrained_guide_has_the_evidence_of_the_refitted_one():
     exact = dist.Normal(0.0, 2**0.5).log_prob(X).sum()
     assert (parts.gap.evidence.value - exact).abs() < 6 * parts.gap.evidence.standard_error + 1e-3
     assert parts.approximation.abs() < 6 * parts.approximation_error + 1e-2
+
+
+ONES = torch.ones(3, dtype=torch.float64)
+FAMILIES = {
+    "LogNormal": lambda: dist.LogNormal(0.1 * ONES, 0.5 * ONES),
+    "LogNormal, of events": lambda: dist.LogNormal(ONES[:, None], ONES[:, None]).to_event(1),
+    "HalfNormal": lambda: dist.HalfNormal(2.0 * ONES),
+    "InverseGamma": lambda: dist.InverseGamma(3.0 * ONES, 2.0 * ONES),
+    "Beta": lambda: dist.Beta(2.0 * ONES, 3.0 * ONES),
+    "Kumaraswamy": lambda: dist.Kumaraswamy(2.0 * ONES, 3.0 * ONES),
+    "Weibull": lambda: dist.Weibull(ONES, 1.5 * ONES),
+    "Gumbel": lambda: dist.Gumbel(0.3 * ONES, ONES),
+    "Bernoulli, logits": lambda: dist.Bernoulli(logits=0.4 * ONES),
+    "Bernoulli, probs": lambda: dist.Bernoulli(0.4 * ONES),
+    "Categorical, logits": lambda: dist.Categorical(logits=torch.tensor([[0.0, 1.0]] * 3)),
+    "a transform": lambda: dist.TransformedDistribution(
+        dist.Normal(0.2 * ONES, ONES), dist.transforms.SigmoidTransform()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_that_is_set_free_begins_where_it_was(name):
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", FAMILIES[name]())
+
+    free = FreeFamilies(guide, (), {})
+    torch.manual_seed(0)
+    values = FAMILIES[name]().sample((50,))
+    site = poutine.trace(free).get_trace().nodes["z"]
+    assert list(free.parameters()) and site["fn"].batch_shape == (3,)
+    assert_close(site["fn"].log_prob(values), FAMILIES[name]().log_prob(values), 10.0)

@@ -280,3 +280,20 @@ def test_the_laplace_guide_has_no_parameters_and_is_trace_elbo(cls):
         pyro.set_rng_seed(1)
         losses.append(elbo.loss_and_grads(hierarchy, guide))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@loss_classes
+@pytest.mark.parametrize("made", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
+def test_a_messenger_that_first_runs_in_particles_has_parameters_of_one_guide(made, cls):
+    """In Pyro's own losses they have a dim for the particles."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    guide = made(hierarchy)
+    elbo = cls(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    elbo.loss(hierarchy, guide)
+    shapes = {name: value.shape for name, value in guide.named_parameters()}
+    pyro.clear_param_store()
+    alone = made(hierarchy)
+    alone()
+    assert shapes == {name: value.shape for name, value in alone.named_parameters()}
+    assert cls(num_particles=3).decompose(hierarchy, guide).elbo.isfinite()

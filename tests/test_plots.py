@@ -81,9 +81,11 @@ def test_bound_bars_lead_from_zero_to_the_elbo():
     assert ax.yaxis_inverted()
 
 
-def test_the_values_of_bound_bars_lie_inside_the_axes():
-    ax = plots.bound_bars([-18.0, -27.5], [5.0, 0.0], labels=["a", "b"])
+@pytest.mark.parametrize("reconstruction", [[-18.0, -27.5], [18.0, 27.5], [-18.0, 20.0]])
+def test_the_values_of_bound_bars_lie_inside_the_axes(reconstruction):
+    ax = plots.bound_bars(reconstruction, [5.0, 0.0], labels=["a", "b"])
     ax.figure.canvas.draw()
+    assert len(ax.figure.legends[0].get_texts()) == 2
     inside = ax.get_window_extent()
     for text in ax.texts:
         extent = text.get_window_extent()

@@ -117,3 +117,24 @@ def test_what_has_no_weights_is_refused():
         diagnostics.guide_report(model, missing, X)
     with pytest.raises(UnsupportedSiteError, match="'z'.*no density"):
         diagnostics.guide_report(model, point, X)
+
+
+def test_the_plate_of_the_units_can_be_named():
+    group = torch.tensor([0, 0, 1, 1, 2])
+
+    def regression(y):
+        with pyro.plate("groups", 3):
+            effect = pyro.sample("effect", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("observations", len(y)):
+            pyro.sample("y", dist.Normal(effect[..., group], 1.0), obs=y)
+
+    def means(y):
+        with pyro.plate("groups", 3):
+            pyro.sample("effect", dist.Normal(torch.tensor([0.5, -0.2, 0.1]), 0.6))
+
+    y = torch.tensor([1.0, 0.5, -0.5, 0.2, 0.1])
+    unnamed, named = (
+        diagnostics.guide_report(regression, means, y, plate=plate, progress=False)
+        for plate in (None, "groups")
+    )
+    assert unnamed.collapse is None and named.collapse is not None

@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro import poutine
-from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import (
+    Delta,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    TransformedDistribution,
+)
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import (
-    AbsTransform,
     ExpTransform,
+    PowerTransform,
     SigmoidTransform,
     SoftmaxTransform,
     StickBreakingTransform,
-    TransformedDistribution,
     transform_to,
 )
+from torch.distributions import Independent as TorchIndependent
+from torch.distributions import TransformedDistribution as TorchTransformed
 
 from ..elbo.dependencies import Program
 from ..elbo.sites import has_base
@@ -27,8 +34,8 @@ from ..errors import UnsupportedSiteError
 __all__ = ["FreeFamilies"]
 
 Constants = (
-    AbsTransform,
     ExpTransform,
+    PowerTransform,
     SigmoidTransform,
     SoftmaxTransform,
     StickBreakingTransform,
@@ -110,14 +117,14 @@ class _Wrapped(nn.Module):
 
 
 def _family(name: str, fn: Any) -> Any:
-    if isinstance(fn, Independent):
+    if isinstance(fn, TorchIndependent):
         dims = fn.reinterpreted_batch_ndims
-        return _Wrapped(_family(name, fn.base_dist), lambda base: base.to_event(dims))
+        return _Wrapped(_family(name, fn.base_dist), lambda base: Independent(base, dims))
     if isinstance(fn, MaskedDistribution):
         return _Wrapped(_family(name, fn.base_dist), lambda base: base.mask(fn._mask))
     if isinstance(fn, ExpandedDistribution):
         return _family(name, fn.base_dist.expand(fn.batch_shape))
-    if isinstance(fn, TransformedDistribution):
+    if isinstance(fn, TorchTransformed) and not fn.arg_constraints:
         transforms = fn.transforms
         if all(isinstance(transform, Constants) for transform in transforms):
             kind = TransformedDistribution
@@ -133,7 +140,13 @@ def _family(name: str, fn: Any) -> Any:
 
 
 def _own_parameters(fn: Any) -> list[str]:
-    return [name for name in fn.arg_constraints if name in vars(fn)]
+    """What it was made of; of probs and logits, one of which is had from the other, the logits."""
+    names = [name for name in fn.arg_constraints if _is_kept(fn, name)]
+    return [name for name in names if name != "probs" or "logits" not in names]
+
+
+def _is_kept(fn: Any, name: str) -> bool:
+    return name in vars(fn) or isinstance(getattr(type(fn), name, None), property)
 
 
 def _refuse(name: str, fn: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UnsupportedSiteError
+from ..errors import NonFiniteError, UnsupportedSiteError
 from ..interop.arrays import MIN_SAMPLES
 from ..tables import table
 from .collapse import CollapseReport, posterior_collapse
@@ -84,6 +84,7 @@ def guide_report(
     estimator: Any = None,
     elbo: Any = None,
     num_samples: int = 1000,
+    plate: str | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> GuideReport:
@@ -102,6 +103,7 @@ def guide_report(
         estimator: What estimates the evidence, as in :func:`evidence_gap`.
         elbo: The loss whose gradients are looked at; as in :func:`gradient_signal`.
         num_samples: Samples for evidence and ELBO.
+        plate: Name of the plate whose units are looked at; as in :func:`posterior_collapse`.
         progress: Whether work of over a second shows a bar, where the estimator does.
         **kwargs: What both take.
 
@@ -132,7 +134,7 @@ def guide_report(
     """
     settings = {"estimator": estimator, "num_samples": num_samples, "progress": progress}
     gap = evidence_gap(model, guide, *args, **settings, **kwargs)
-    collapse, why_no_units = _units(model, guide, args, kwargs)
+    collapse, why_no_units = _units(model, guide, args, {**kwargs, "plate": plate})
     signal, why_no_signal = _signal(model, guide, args, kwargs, elbo)
     findings = (
         *_of_evidence(gap),
@@ -156,7 +158,7 @@ def _signal(
 ) -> tuple[GradientSignal | None, str]:
     try:
         return gradient_signal(model, guide, *args, elbo=elbo, **kwargs), ""
-    except (ValueError, UnsupportedSiteError) as error:
+    except (ValueError, NonFiniteError, UnsupportedSiteError) as error:
         return None, str(error)
 
 

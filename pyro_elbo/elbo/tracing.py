@@ -52,6 +52,7 @@ class TracingELBO(ELBO):
         check_messenger(model, guide)
         self._meet(model, guide)
         if self.vectorize_particles:
+            _make_parameters(guide, args, kwargs)
             if math.isinf(self.max_plate_nesting):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
                 self._enumerates = self._why_no_enumeration(guide) is None
@@ -127,6 +128,15 @@ class TracingELBO(ELBO):
                 check_traceenum_requirements(
                     *map(prune_subsample_sites, (model_trace, guide_trace))
                 )
+
+
+def _make_parameters(guide: Any, args: Any, kwargs: Any) -> None:
+    """Run a messenger that has no parameters yet by itself, or they would have a particles' dim."""
+    runner: Any = poutine.unwrap(guide)
+    is_module = isinstance(runner, GuideMessenger) and isinstance(runner, torch.nn.Module)
+    if is_module and next(runner.parameters(), None) is None:
+        with torch.no_grad(), poutine.block():
+            guide(*args, **kwargs)
 
 
 def trace_pair(model: Any, guide: Any, args: Any, kwargs: Any) -> Pair:

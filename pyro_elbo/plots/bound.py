@@ -6,6 +6,7 @@ r"""The terms of the bound: over training, and side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -118,20 +119,21 @@ def bound_bars(
             f"reconstruction, kl and labels must have the same length; got shapes "
             f"{reconstruction.shape} and {kl.shape} for {len(labels)} labels"
         )
-    ax = axes_or_new(ax)
+    is_alone, ax = ax is None, axes_or_new(ax)
     rows = np.arange(len(labels))
     parts = (("reconstruction", reconstruction, 0.0, ""), ("kl", -kl, reconstruction, KL_HATCH))
     for name, values, left, hatch in parts:
         bars = ax.barh(rows, values, left=left, color=TERM_COLOURS[name], label=TERM_LABELS[name])
         for bar in bars:
             bar.set(hatch=hatch, edgecolor="white", linewidth=0)
-    for row, elbo in zip(rows, reconstruction - kl, strict=True):
+    for row, fit, elbo in zip(rows, reconstruction, reconstruction - kl, strict=True):
+        is_left = elbo <= 0
         ax.annotate(
             f"{elbo:.2f}".replace("-", "−"),
-            (elbo, row),
-            xytext=(-4, 0),
+            (elbo if is_left else max(fit, elbo), row),
+            xytext=(-4 if is_left else 4, 0),
             textcoords="offset points",
-            ha="right",
+            ha="right" if is_left else "left",
             va="center",
             color=TERM_COLOURS["elbo"],
             weight="bold",
@@ -139,9 +141,14 @@ def bound_bars(
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
     ends = np.concatenate([[0.0], reconstruction, reconstruction - kl])
-    ax.set_xlim(ends.min() - 0.18 * np.ptp(ends), ends.max())
+    room = 0.18 * np.ptp(ends)
+    ax.set_xlim(ends.min() - room * (ends.min() < 0), ends.max() + room * (ends.max() > 0))
     ax.set_xlabel(unit)
     ax.grid(axis="x", alpha=0.25, lw=0.6)
+    if is_alone:
+        shown = ax.get_legend_handles_labels()
+        figure: Any = ax.get_figure()
+        figure.legend(*shown, loc="outside upper center", ncols=2, frameon=False)
     return ax
 
 

@@ -69,7 +69,8 @@ def fit(
     Raises:
         ValueError: There is no end, an epoch has no batches, a batch has other dtypes than the
             first, or the checkpoint is of another program; parameters are as before.
-        TypeError: The stepper has no ``step``, or there are both arguments and batches.
+        TypeError: The stepper has no ``step``, there are both arguments and batches, or a callback
+            cannot be called.
 
     Warns:
         UserWarning: Training ended before a schedule of the loss did.
@@ -97,6 +98,7 @@ def fit(
         True
     """
     _check(stepper, num_steps, num_epochs)
+    _check_callbacks(callbacks)
     feed = Feed(args, kwargs, batches, num_epochs)
     run = Run(stepper, num_steps)
     ordered = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
@@ -123,6 +125,17 @@ def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
     for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks must be a list of callables, got {callbacks!r}; write [...]")
+    for callback in callbacks:
+        if isinstance(callback, type) or not callable(callback):
+            raise TypeError(
+                f"a callback must be called as callback(run); {callback!r} cannot: pass a function "
+                "or an object of such a class, not the class"
+            )
 
 
 def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> str:
