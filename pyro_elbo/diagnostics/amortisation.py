@@ -82,7 +82,10 @@ def amortisation_gap(
     Each distribution of the guide gets parameters of its own, for each datum, from where they are,
     and those are fitted to the ELBO by Adam, its rate going down to 0 by a cosine. Model and guide
     stay as they are. What the fit does not reach is counted as approximation gap. The evidence is
-    the larger of two lower bounds, by the guide's weights and by those of the fitted families.
+    the larger of two lower bounds, by the guide's weights and by those of the fitted families; of
+    few samples the larger of two noisy numbers is too large, if anything. The errors are of the
+    evidence and the ELBOs, and not of the fit: where the amortisation gap matters, take more steps
+    until it no longer grows.
 
     Args:
         model: The model.
