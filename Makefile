@@ -11,9 +11,13 @@ PARALLEL := -n 2 --dist worksteal
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 INSTALLED := $(VENV)/.installed
 INSTALLED_LAB := $(VENV)/.installed-lab
+INSTALLED_DOCS := $(VENV)/.installed-docs
+SITE := docs/_build/html
+# On a page an output is compared to the digits that are shown.
+ON_PAGES := NORMALIZE_WHITESPACE NUMBER ELLIPSIS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab clean
+.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab docs figures pages clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -33,10 +37,15 @@ format: $(INSTALLED)  ## Put the format right, and what style can be mended by i
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-doctest: $(INSTALLED)  ## Run every docstring example
+doctest: $(INSTALLED)  ## Run every example of the docstrings and the README
 	$(PYTEST) --doctest-modules --doctest-glob='*.md' pyro_elbo README.md
 
-check: lint doctest  ## Run everything, the slow tests included, with coverage
+pages: $(INSTALLED)  ## Run every example of the documentation, each page by itself
+	for page in docs/*.md docs/guides/*.md docs/api/*.md; do \
+		! grep -q '>>>' $$page || \
+		$(PYTEST) -q -o doctest_optionflags='$(ON_PAGES)' --doctest-glob='*.md' $$page || exit 1; done
+
+check: lint doctest pages  ## Run everything, the slow tests included, with coverage
 	$(PYTEST) $(PARALLEL) --cov=pyro_elbo $(ARGS)
 
 pyro-suite: $(INSTALLED)  ## Run Pyro's own tests with these losses (PYRO_TESTS=its checkout)
@@ -52,8 +61,16 @@ benchmarks: $(INSTALLED)  ## Measure the cost of fit, and the gradients' varianc
 lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
+docs: $(INSTALLED_DOCS)  ## Build the documentation into docs/_build/html, and check its links
+	$(PY) -m sphinx -q --fail-on-warning --keep-going --fresh-env -b html docs $(SITE)
+	$(PY) docs/check_site.py $(SITE)
+
+figures: $(INSTALLED)  ## Draw the documentation's figures again
+	$(PY) docs/figures.py
+
 clean:  ## Remove the virtual environment and every cache; results of the demo stay
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info \
+		docs/_build docs/notebooks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -67,4 +84,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_LAB): $(INSTALLED)
 	$(PIP) -e '.[notebooks]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -77,7 +77,7 @@ class Totals:
 
     @property
     def elbo(self) -> Tensor:
-        """The bound itself: weights 1, whatever the weights of the objective."""
+        """The bound itself, at weight 1 whatever the weights of the objective."""
         return self.reconstruction - self.kl
 
 

@@ -109,15 +109,15 @@ def elbo_surgery(
     The draws of z are Monte Carlo; the density of the aggregate at them is a sum over all data, or
     what a minibatch of B data makes of it:
 
-    ===============  ==========================================================================
-    ``"exact"``      all N data, weight 1/N; N² densities for each draw of all data, in chunks
-    ``"weighted"``   the minibatch, weight 1/(NB): the weights add up to 1/N, so each of the D + 1
-                     log-densities is too small by up to log N: I by about + log N, the total
-                     correlation by + (D - 1) log N, the dimension-wise KL by - D log N
-    ``"stratified"`` the own datum 1/N, one other (N - M)/(NM), the rest 1/M, with M = B - 1: the
-                     densities are unbiased, so their logarithms are too small (Jensen): I is too
-                     large, and the others too small, where few of the B data matter to a draw
-    ===============  ==========================================================================
+    ================  ==========================================================================
+    ``"exact"``       all N data, weight 1/N; N² densities for each draw of all data, in chunks
+    ``"weighted"``    the minibatch, weight 1/(NB): the weights add up to 1/N, so each of the D + 1
+                      log-densities is too small by up to log N: I by about + log N, the total
+                      correlation by + (D - 1) log N, the dimension-wise KL by - D log N
+    ``"stratified"``  the own datum 1/N, one other (N - M)/(NM), the rest 1/M, with M = B - 1: the
+                      densities are unbiased, so their logarithms are too small (Jensen): I is too
+                      large, and the others too small, where few of the B data matter to a draw
+    ================  ==========================================================================
 
     Measured in nats on 10,000 Gaussians with D = 6 (standard errors below 0.02):
 

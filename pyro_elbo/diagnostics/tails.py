@@ -136,7 +136,7 @@ class KhatReport:
 
     @property
     def reliable(self) -> bool:
-        """Whether the weights can be used: those of every datum, or the joint where data share."""
+        """Whether the weights of every datum, or the joint where data share, can be used."""
         return bool((self.per_datum or self.joint).reliable.all())
 
     @property

@@ -106,7 +106,7 @@ class BetaELBOMixin:
 
     @property
     def step_count(self) -> int:
-        """Training steps taken: the argument of the schedules."""
+        """Training steps taken, the argument of the schedules."""
         return self._step_count
 
     def advance(self) -> None:

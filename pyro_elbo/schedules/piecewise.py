@@ -44,7 +44,7 @@ class Constant:
 
     @property
     def num_steps(self) -> int:
-        """0: the weight never changes."""
+        """Always 0, as the weight never changes."""
         return 0
 
     def __repr__(self) -> str:
