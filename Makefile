@@ -15,6 +15,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 SITE := docs/_build/html
 # On a page an output is compared to the digits that are shown.
 ON_PAGES := NORMALIZE_WHITESPACE NUMBER ELLIPSIS
+PAGES = README.md $(wildcard docs/*.md docs/guides/*.md docs/api/*.md)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab docs figures pages clean
@@ -25,7 +26,7 @@ help:  ## Say what the targets are
 demo: $(INSTALLED)  ## Train a VAE on real digits under each loss (options in ARGS)
 	$(PY) -m pyro_elbo $(ARGS)
 
-test: doctest  ## Run the docstring examples and all tests but the slow ones
+test: doctest pages  ## Run every example and all tests but the slow ones
 	$(PYTEST) $(PARALLEL) -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)  ## Check style, format and types
@@ -37,22 +38,20 @@ format: $(INSTALLED)  ## Put the format right, and what style can be mended by i
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-doctest: $(INSTALLED)  ## Run every example of the docstrings and the README
-	$(PYTEST) --doctest-modules --doctest-glob='*.md' pyro_elbo README.md
+doctest: $(INSTALLED)  ## Run every example of the docstrings
+	$(PYTEST) $(PARALLEL) --doctest-modules pyro_elbo
 
-pages: $(INSTALLED)  ## Run every example of the documentation, each page by itself
-	for page in docs/*.md docs/guides/*.md docs/api/*.md; do \
-		! grep -q '>>>' $$page || \
-		$(PYTEST) -q -o doctest_optionflags='$(ON_PAGES)' --doctest-glob='*.md' $$page || exit 1; done
+pages: $(INSTALLED)  ## Run every example of the README and the documentation
+	$(PYTEST) $(PARALLEL) -o doctest_optionflags='$(ON_PAGES)' --doctest-glob='*.md' $(PAGES)
 
-check: lint doctest pages  ## Run everything, the slow tests included, with coverage
+check: lint doctest pages docs  ## Run everything, the slow tests included, with coverage
 	$(PYTEST) $(PARALLEL) --cov=pyro_elbo $(ARGS)
 
 pyro-suite: $(INSTALLED)  ## Run Pyro's own tests with these losses (PYRO_TESTS=its checkout)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m pyro_suite $(PARALLEL) $(ARGS)
 
-notebooks: $(INSTALLED)  ## Run the notebooks again and keep their outputs
-	$(VENV)/bin/jupyter execute --inplace $(NOTEBOOKS)
+notebooks: $(INSTALLED)  ## Run the notebooks in full, keep their outputs, and say what each took
+	$(PY) tests/run_notebooks.py $(NOTEBOOKS)
 
 benchmarks: $(INSTALLED)  ## Measure the cost of fit, and the gradients' variance model by model, again
 	OMP_NUM_THREADS=1 $(PY) benchmarks/fit_overhead.py

@@ -1,44 +1,19 @@
 """Every notebook runs in a fresh kernel, shows what it has stored, and keeps the rules."""
 
-import os
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client import AsyncKernelManager
-from nbclient import NotebookClient
 from nbformat import v4
+from run_notebooks import main, run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.ipynb"))]
 MAX_BYTES = 400_000
 MAX_CELLS = 30
-TIMEOUT = 300
 # Home directories, installed packages, a kernel's cells, addresses of objects.
 OF_A_MACHINE = re.compile(r"/(home|root|Users)/|\\Users\\|site-packages|ipykernel_|0x[0-9a-f]{6}")
-
-
-class ThisPython(AsyncKernelManager):
-    """The interpreter that runs the tests, whatever kernels the machine has."""
-
-    def format_kernel_cmd(self, extra_arguments=None):
-        return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
-
-
-def run(path):
-    """The notebook as a fresh kernel leaves it, its training shortened."""
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        kernel_manager_class=ThisPython,
-        timeout=TIMEOUT,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    return client.execute(env=env | {"PYRO_ELBO_SMOKE": "1", "OMP_NUM_THREADS": "1"})
 
 
 def code_cells(notebook):
@@ -113,7 +88,19 @@ def test_a_notebook_keeps_the_rules(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_a_notebook_runs_and_shows_what_it_has_stored(path):
-    assert shown(run(path)) == shown(nbformat.read(path, as_version=4))
+    assert shown(run(path, smoke=True)) == shown(nbformat.read(path, as_version=4))
+
+
+def test_outputs_are_kept_and_what_it_took_is_said(tmp_path, capsys):
+    path = tmp_path / "01_name.ipynb"
+    cell = v4.new_code_cell("import os\nos.environ.get('PYRO_ELBO_SMOKE')")
+    nbformat.write(v4.new_notebook(cells=[cell, v4.new_code_cell("6 * 7")]), path)
+    main([path])
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.execution_count for cell in cells] == [1, 2]
+    assert [len(cell.outputs) for cell in cells] == [0, 1]
+    assert cells[1].outputs[0].data["text/plain"] == "42"
+    assert re.match(r"01_name +\d+ s +\d+ MiB$", capsys.readouterr().out)
 
 
 def test_a_notebook_without_a_fault_has_none():
