@@ -18,7 +18,7 @@ ON_PAGES := NORMALIZE_WHITESPACE NUMBER ELLIPSIS
 PAGES = README.md $(wildcard docs/*.md docs/guides/*.md docs/api/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab docs figures pages clean
+.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab docs browse figures pages clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -63,6 +63,10 @@ lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
 docs: $(INSTALLED_DOCS)  ## Build the documentation into docs/_build/html, and check its links
 	$(PY) -m sphinx -q --fail-on-warning --keep-going --fresh-env -b html docs $(SITE)
 	$(PY) docs/check_site.py $(SITE)
+
+browse: docs  ## Look at every page in a browser (CHROMIUM=/path/to/one), and picture it
+	$(PIP) -e '.[browse]'
+	$(PY) docs/browse.py $(SITE) docs/_build/pictures
 
 figures: $(INSTALLED)  ## Draw the documentation's figures again
 	$(PY) docs/figures.py
