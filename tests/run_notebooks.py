@@ -18,7 +18,8 @@ class ThisPython(AsyncKernelManager):
     """The interpreter that runs this, whatever kernels the machine has."""
 
     def format_kernel_cmd(self, extra_arguments=None):
-        return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
+        launcher = [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
+        return [*launcher, "--IPKernelApp.log_level=40"]  # of its ports
 
 
 def run(path, smoke=False):

@@ -61,7 +61,9 @@ def test_every_command_and_every_file_that_is_named_is_there(path):
     files += [
         path.parent / name for name in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)
     ]
-    assert [file for file in files if not file.exists()] == []
+    # Sphinx finds the notebooks in a copy, beside the pages.
+    places = [str(file.resolve()).replace("docs/notebooks/", "notebooks/") for file in files]
+    assert [place for place in places if not Path(place).exists()] == []
 
 
 def documented():
