@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
+from operator import eq
 from typing import Any
 
 import torch
@@ -21,7 +23,17 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["WeightMessenger", "WeightedPrograms", "Weights", "is_zero", "unweighted", "weigh"]
+from .decisions import decide
+
+__all__ = [
+    "WeightMessenger",
+    "WeightedPrograms",
+    "Weights",
+    "factor_of",
+    "is_zero",
+    "unweighted",
+    "weigh",
+]
 
 Site = dict[str, Any]
 
@@ -35,6 +47,10 @@ def is_zero(weight: Any) -> bool:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two scales or two masks are equal."""
+    return decide(lambda: _same(a, b))
+
+
+def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -75,7 +91,7 @@ class Weights:
     @property
     def equal(self) -> bool:
         """Whether all sites share one weight."""
-        return all(weight == self.default for weight in self.by_site.values())
+        return all(decide(partial(eq, w, self.default)) for w in self.by_site.values())
 
 
 class WeightMessenger(Messenger):
@@ -158,7 +174,7 @@ class WeightedPrograms:
         """
         for name in self.weights.by_site:
             if name not in known:
-                raise ValueError(_unknown_name(name, sorted(self.latents), name in model_trace))
+                raise ValueError(_unknown_name(name, sorted(self.latents), model_trace))
 
     def check_one_sided(self) -> None:
         """Check that every site that is on one side only has a weight of its own, or of another.
@@ -173,9 +189,10 @@ class WeightedPrograms:
             if not self.weights.names(name) and (followed == name or followed not in self.latents):
                 raise ValueError(
                     f"beta: site {name!r} appears on one side only, and the weights differ, so its "
-                    f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}. If it "
-                    "holds the joint density of several latents, they have one weight with it; a "
-                    "guide with a site for each latent, such as AutoNormal, takes any weights"
+                    f"weight is ambiguous; name it in the mapping, beta={{{name!r}: ...}}. But if "
+                    "it holds the joint density of several latents (AutoMultivariateNormal), they "
+                    "share one weight, beta={'*': ...}; a guide with a site for each latent, such "
+                    "as AutoNormal, takes any weights"
                 )
 
     @staticmethod
@@ -209,13 +226,21 @@ def unweighted(site: Site) -> tuple[Any, Any]:
     return site["scale"] / weight, site["mask"]
 
 
-def _unknown_name(name: str, latents: list[str], in_model: bool) -> str:
+def factor_of(value: Tensor, number: Any) -> Any:
+    """A number as a factor of a tensor, in that one's precision, also where it is a tensor."""
+    return number.to(value.dtype) if isinstance(number, Tensor) and not number.dim() else number
+
+
+def _unknown_name(name: str, latents: list[str], model_trace: Any) -> str:
     successors = [latent for latent in latents if latent.startswith(f"{name}_")]
-    if in_model and successors:
+    site = model_trace.nodes.get(name)
+    if site is not None and successors:
         return (
             f"beta names site {name!r}, which is no latent here (it was reparameterised); "
             f"name {', '.join(map(repr, successors))} instead"
         )
     found = ", ".join(map(repr, latents)) or "none"
-    what = "but that site is observed" if in_model else "but no latent has that name"
+    what = "but no latent has that name"
+    if site is not None:
+        what = "but that is a plate" if site_is_subsample(site) else "but that site is observed"
     return f"beta names site {name!r}, {what}; the latents are: {found}"

@@ -185,7 +185,8 @@ def test_parameters_that_have_not_appeared_yet_come_back(tmp_path):
     quiet(make(guide=rare, optim=optim), X, num_steps=20, callbacks=[Checkpoint(tmp_path / "run")])
     expected, state = pyro.param("rare").detach().clone(), optim.get_state()
     svi = make(guide=guide)
-    quiet(svi, X, num_steps=20, resume=tmp_path / "run")
+    with pytest.warns(UserWarning, match="of step 20 already.* those before it included"):
+        quiet(svi, X, num_steps=20, resume=tmp_path / "run")
     assert torch.equal(pyro.param("rare"), expected)
     kept = svi.optim._state_waiting_to_be_consumed
     assert kept["rare"].keys() == state["rare"].keys()
@@ -345,3 +346,19 @@ def test_no_other_class_is_made_of_data():
 def test_every_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every must be >= 1"):
         Checkpoint(tmp_path / "run", every=0)
+
+
+def test_a_run_with_another_objective_is_told(tmp_path):
+    path = tmp_path / "run"
+    loss = TraceKL_ELBO(beta=schedules.Linear(4.0, 1.0, num_steps=2))
+    quiet(make(loss=loss), X, num_steps=4, callbacks=[Checkpoint(path)])
+    same = TraceKL_ELBO(beta=schedules.Linear(4.0, 1.0, num_steps=2))
+    quiet(make(loss=same), X, num_steps=5, resume=path)
+    for other in (TraceGap_ELBO(beta=schedules.Linear(4.0, 1.0, num_steps=2)), TraceKL_ELBO()):
+        with pytest.warns(UserWarning, match="the loss TraceKL_ELBO.beta=Linear.* goes on with"):
+            quiet(make(loss=other), X, num_steps=5, resume=path)
+
+
+def test_a_first_run_has_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="leave resume= out of a first run"):
+        quiet(make(), X, num_steps=2, resume=tmp_path / "none")

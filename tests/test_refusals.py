@@ -201,3 +201,29 @@ def test_arguments_and_hooks_of_the_wrong_kind():
 def test_an_observed_site_has_no_weight():
     with pytest.raises(ValueError, match="'x', but that site is observed"):
         TraceKL_ELBO(beta={"x": 2.0}).loss(latent, Guide())
+
+
+def test_a_plate_has_no_weight():
+    def plated(x=None):
+        with pyro.plate("data", 2):
+            latent()
+
+    def plated_guide(x=None):
+        with pyro.plate("data", 2):
+            Guide()()
+
+    with pytest.raises(ValueError, match="'data', but that is a plate"):
+        TraceKL_ELBO(beta={"data": 2.0}).loss(plated, plated_guide)
+
+
+def test_an_error_of_a_density_names_its_site():
+    class Wrong(dist.Normal):
+        def log_prob(self, value):
+            raise RuntimeError("result type Float can't be cast to Long")
+
+    def model():
+        latent()
+        pyro.sample("y", Wrong(0.0, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(RuntimeError, match="at site 'y': result type Float"):
+        TraceKL_ELBO().loss(model, Guide())

@@ -66,7 +66,8 @@ def test_shared_latents_have_one_gap_and_no_units():
     report = diagnostics.guide_report(shared_only, shared_only_guide, X)
     findings = found(report)
     assert findings["gap"].mark == "ok"
-    assert findings["dead units"].mark == "?"
+    assert findings["dead units"].value == "no latent per datum"
+    assert findings["dead units"].mark == findings["dead units"].advice == ""
     assert report.collapse is None
     assert report.signal is None
 
@@ -138,3 +139,19 @@ def test_the_plate_of_the_units_can_be_named():
         for plate in (None, "groups")
     )
     assert unnamed.collapse is None and named.collapse is not None
+
+
+def test_a_shape_within_its_error_of_the_threshold_is_not_judged():
+    marks = set()
+    for scale in (0.45, 0.55, 0.6, 0.65, 0.7, 0.9):
+
+        def guide(x, scale=scale):
+            pyro.sample("mu", dist.Normal(x.sum() / (1 + len(x)), scale / (1 + len(x)) ** 0.5))
+
+        finding = found(diagnostics.guide_report(shared_only, guide, X))["Pareto k > 0.7"]
+        khat, error = map(float, finding.value.split(" ± "))
+        judged = None if abs(khat - 0.7) < error else khat < 0.7
+        assert finding.is_good is judged or abs(abs(khat - 0.7) - error) < 0.011
+        assert error == pytest.approx((1 + max(khat, 0)) / 95**0.5, abs=0.006)
+        marks.add(finding.mark)
+    assert "?" in marks

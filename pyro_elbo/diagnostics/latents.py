@@ -20,7 +20,12 @@ from ..terms import ELBOTerms
 from ..weighting import unweighted
 from .aggregate import PerDatum
 
-__all__ = ["Latent", "Run", "runs"]
+__all__ = ["Latent", "NoLatentPerDatumError", "Run", "runs"]
+
+
+class NoLatentPerDatumError(ValueError):
+    """No latent is inside a plate of observed sites."""
+
 
 _PER_DATUM = "sample it inside of the plate, as AutoNormal does"
 
@@ -151,7 +156,8 @@ class Run:
         observed = [site for site in sites.values() if site.role in ("observed", "factor")]
         shared = on_latents & {name for site in observed for name in site.member_plates}
         if len(shared) != 1:
-            raise ValueError(
+            kind = ValueError if shared else NoLatentPerDatumError
+            raise kind(
                 f"latents and observed sites share {len(shared) or 'no'} plates"
                 f"{': ' + str(sorted(shared)) if shared else ''}, so the plate of the data is not "
                 f"known; name it, plate=... (the plates of the latents are: {sorted(on_latents)})"

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import NonFiniteError, UnsupportedSiteError
+from ..evidence.weights import tail_length
 from ..interop.arrays import MIN_SAMPLES
 from ..tables import table
 from .collapse import CollapseReport, posterior_collapse
 from .gap import EvidenceGapEstimate, evidence_gap
+from .latents import NoLatentPerDatumError
 from .signal import GradientSignal, gradient_signal
 from .tails import USABLE, WeightTails, wrapped
 
@@ -149,6 +151,8 @@ def guide_report(
 def _units(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[CollapseReport | None, str]:
     try:
         return posterior_collapse(model, guide, *args, **kwargs), ""
+    except NoLatentPerDatumError:
+        return None, ""
     except (ValueError, UnsupportedSiteError) as error:
         return None, str(error)
 
@@ -203,7 +207,13 @@ def _of_weights(gap: EvidenceGapEstimate) -> Finding:
     unusable = tails.unusable
     if tails.missing.all() and not unusable.any():
         return Finding(what, "not needed: the weights have no tail")
-    text = "none fits" if tails.missing.all() else f"{float(estimate.khat):.2f}"
+    worst, error = float(estimate.khat), _khat_error(float(estimate.khat), count)
+    text = "none fits" if tails.missing.all() else f"{worst:.2f}"
+    if estimate.per_datum is None and not tails.missing.all():
+        text = f"{worst:.2f} ± {error:.2f}"
+        if abs(worst - USABLE) < error:
+            why = f"it is within its error of {USABLE}: take more samples, num_samples=..."
+            return Finding(what, text, limit, None, why)
     if estimate.per_datum is not None:
         limit = f"{MAX_SHARE:.0%} of data"
         text = f"{int(unusable.sum()):,} of {unusable.numel():,} data, worst {text}"
@@ -217,7 +227,18 @@ def _of_weights(gap: EvidenceGapEstimate) -> Finding:
     return Finding(what, text, limit, is_good, "" if is_good else advice)
 
 
+def _khat_error(khat: float, num_samples: int) -> float:
+    """The error of a maximum-likelihood fit of a Pareto tail's shape.
+
+    References:
+        *Maximum Likelihood Estimation in a Class of Nonregular Cases* (Smith, 1985).
+    """
+    return float((1.0 + max(khat, 0.0)) / tail_length(num_samples) ** 0.5)
+
+
 def _of_units(collapse: CollapseReport | None, why: str) -> Finding:
+    if collapse is None and not why:
+        return Finding("dead units", "no latent per datum")
     if collapse is None:
         return Finding("dead units", "not known", "none", None, why)
     dead = int((~collapse.active).sum())

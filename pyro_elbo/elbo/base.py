@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
-from ..weighting import is_zero
+from ..weighting import factor_of, is_zero
+from .at_once import check_at_once
 from .dependencies import Program
 from .minibatches import MinibatchWatch
 from .nonfinite import nonfinite_terms
 from .plan import Plan, plan_of
 from .recording import Particle, record
 from .step import StepELBO
-from .tracing import sample_sites
+from .tracing import is_enumerating, sample_sites
 
 __all__ = ["ViewELBO"]
 
@@ -40,7 +41,8 @@ class ViewELBO(StepELBO):
     Args:
         num_particles: Samples of the guide in one evaluation.
         max_plate_nesting: The most plates in one another; by default found by a run of both.
-        vectorize_particles: Whether the particles are drawn at once, in a plate.
+        vectorize_particles: Whether the particles are drawn at once, in a plate. The first
+            evaluation of a program checks two of them against runs with each alone.
         beta: The KL weight: a number, a schedule, or a mapping from latent sites to either; see
             :class:`~pyro_elbo.BetaELBOMixin`.
         on_nonfinite: What a training step does where a term or gradient is nan or infinite:
@@ -90,7 +92,7 @@ class ViewELBO(StepELBO):
             on_nonfinite=on_nonfinite,
             **kwargs,
         )
-        self._terms: ELBOTerms | None = None
+        self._terms: ELBOTerms | Callable[[], ELBOTerms] | None = None
         self._minibatches: MinibatchWatch = MinibatchWatch()
 
     def objective(self, reconstruction: Tensor, kl_by_site: Mapping[str, Tensor]) -> Tensor:
@@ -109,6 +111,8 @@ class ViewELBO(StepELBO):
         Raises:
             RuntimeError: Nothing was evaluated yet.
         """
+        if callable(self._terms):
+            self._terms = self._terms()
         if self._terms is None:
             raise RuntimeError(
                 "no terms before the first evaluation; take a step (SVI.step), or call "
@@ -159,8 +163,15 @@ class ViewELBO(StepELBO):
         ):
             if not particles and torch.is_grad_enabled() and not self._minibatches.done:
                 self._watch_minibatches(branches[0][0])
+            self._check_at_once(program, branches)
             particles.append(self._particle(branches, program))
         return particles
+
+    def _check_at_once(self, program: Program, branches: Sequence[Any]) -> None:
+        is_due = self._is_new and self.vectorize_particles and self.num_particles > 1
+        if is_due and not any(map(is_enumerating, branches)):
+            check_at_once(program, branches[0])
+        self._is_new = False
 
     def _watch_minibatches(self, model_trace: Any) -> None:
         for name, plate in self._minibatches.see(sample_sites(model_trace), self._weights()):
@@ -182,7 +193,9 @@ class ViewELBO(StepELBO):
             if site.beta is None:
                 reconstruction = reconstruction + site.total()
             elif not is_zero(site.beta):
-                kl_by_site[site.name] = kl_by_site.get(site.name, 0.0) - site.beta * site.total()
+                total = site.total()
+                weighted = factor_of(total, site.beta) * total
+                kl_by_site[site.name] = kl_by_site.get(site.name, 0.0) - weighted
         objective = self.objective(
             torch.as_tensor(reconstruction / self.num_particles),
             {name: kl / self.num_particles for name, kl in kl_by_site.items()},

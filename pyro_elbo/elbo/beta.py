@@ -79,6 +79,7 @@ class BetaELBOMixin:
         self._beta = dict(beta) if isinstance(beta, Mapping) else beta
         self._step_count = 0
         self._holding = 0
+        self._given_weights: Weights | None = None
         self._known: set[str] = set()
         self._compared: set[str] = set()
         self._warned: set[str] = set()
@@ -165,6 +166,8 @@ class BetaELBOMixin:
             self.advance()
 
     def _weights(self) -> Weights:
+        if self._given_weights is not None:
+            return self._given_weights
         if not isinstance(self._beta, Mapping):
             return Weights(weight_at(self._beta, self._step_count, "beta"))
         values = {

@@ -17,7 +17,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor
 from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
-from ..weighting import unweighted
+from ..weighting import factor_of, unweighted
 from .cost import Cost
 from .dependencies import Order
 from .sites import LatentSite, has_base, same_mask, same_scale
@@ -150,8 +150,8 @@ def _cost(site: Any, value: Tensor, dims: Mapping[int, str], event_dim: int = 0)
     scale, mask = unweighted(site)
     on_event = (..., *(None,) * event_dim)
     mask_of_each = mask[on_event] if isinstance(mask, Tensor) else mask
-    scale_of_each = scale[on_event] if isinstance(scale, Tensor) else scale
-    value = scale_and_mask(value, scale_of_each, mask_of_each)
+    scale_of_each = scale[on_event] if isinstance(scale, Tensor) and scale.dim() else scale
+    value = scale_and_mask(value, factor_of(value, scale_of_each), mask_of_each)
     return Cost(value, site["cond_indep_stack"], scale, mask is not None, dims, event_dim)
 
 

@@ -13,7 +13,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ..weighting import unweighted
+from ..weighting import factor_of, unweighted
 from .cost import Cost
 
 __all__ = ["check_shape", "log_density", "minus_log_guide", "score_function", "unscaled_log_prob"]
@@ -22,7 +22,8 @@ __all__ = ["check_shape", "log_density", "minus_log_guide", "score_function", "u
 def log_density(site: Any, max_plate_nesting: float) -> Cost:
     """A model site's log-density, under its own scale and mask."""
     scale, mask = unweighted(site)
-    value = site["log_prob"] = scale_and_mask(unscaled_log_prob(site), scale, mask)
+    log_prob = unscaled_log_prob(site)
+    value = site["log_prob"] = scale_and_mask(log_prob, factor_of(log_prob, scale), mask)
     check_shape(site, max_plate_nesting)
     return Cost(value, site["cond_indep_stack"], scale, mask is not None, _dims(site))
 
@@ -31,12 +32,13 @@ def minus_log_guide(site: Any, max_plate_nesting: float) -> Cost:
     """Minus a guide site's log-density; its gradient leaves out what the score function carries."""
     scale, mask = unweighted(site)
     parts = _score_parts(site)
-    value = site["log_prob"] = scale_and_mask(parts.log_prob, scale, mask)
+    factor = factor_of(parts.log_prob, scale)
+    value = site["log_prob"] = scale_and_mask(parts.log_prob, factor, mask)
     check_shape(site, max_plate_nesting)
     if is_identically_zero(parts.entropy_term):
         value = value.detach()
     elif parts.entropy_term is not parts.log_prob:
-        pathwise = scale_and_mask(parts.entropy_term, scale, mask)
+        pathwise = scale_and_mask(parts.entropy_term, factor, mask)
         value = pathwise + (value - pathwise).detach()
     return Cost(-value, site["cond_indep_stack"], scale, mask is not None, _dims(site))
 
@@ -88,8 +90,9 @@ def _once(site: Any, key: str, density: Callable[..., Any]) -> Any:
         return site[key]
     try:
         value = density(site["value"], *site["args"], **site["kwargs"])
-    except ValueError as error:
-        raise ValueError(f"at site {site['name']!r}: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"at site {site['name']!r}: {error}") from error
     if torch.is_grad_enabled():
         site[key] = value
     return value

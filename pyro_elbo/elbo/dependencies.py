@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from .tracing import is_messenger, sample_sites
 
-__all__ = ["Memory", "Order", "Parents", "Program"]
+__all__ = ["Memory", "Order", "Parents", "Program", "aside"]
 
 Parents = Mapping[str, frozenset[str]]
 _ESCAPES = {
@@ -136,7 +136,7 @@ class Program:
             if site_is_subsample(site)
         }
         try:
-            with _aside(), _Watch():
+            with aside(), _Watch():
                 program = _Track(plates)(self.guide)
                 guide = poutine.trace(program).get_trace(*self.args, **self.kwargs)
                 model = _Track(plates)(poutine.replay(self.model, trace=guide))
@@ -185,7 +185,8 @@ def _escapes(name: str, args: Any, result: Any) -> bool:
 
 
 @contextmanager
-def _aside() -> Iterator[None]:
+def aside() -> Iterator[None]:
+    """Inside, a program runs for itself: generators, gradients and handlers outside are kept."""
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         yield
 

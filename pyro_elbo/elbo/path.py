@@ -20,6 +20,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from ..weighting import factor_of
 from .cost import Cost
 from .costs import SiteCosts, weighted_costs
 from .sites import has_base
@@ -110,7 +111,9 @@ def path_surrogate(sites: Sequence[SiteCosts], guide_trace: Any) -> Tensor:
         sites: The costs at the leaves.
         guide_trace: The guide's trace, from :func:`pair_at_leaves`.
     """
-    objective = sum(weight * cost.value.sum() for weight, cost in weighted_costs(sites))
+    objective = sum(
+        factor_of(cost.value, weight) * cost.value.sum() for weight, cost in weighted_costs(sites)
+    )
     moved = [site for site in sample_sites(guide_trace).values() if "sample" in site]
     if not moved or not isinstance(objective, Tensor):
         return torch.zeros(())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..site_terms import Atom, Sites, SiteTerms
 from ..terms import ELBOTerms
+from ..weighting import same
 from .costs import SiteCosts
 
 __all__ = ["Branch", "Particle", "record"]
@@ -112,6 +112,6 @@ def _shared_indices(particles: Sequence[Particle]) -> dict[str, Tensor | None]:
 
 def _shared(name: str, particles: Sequence[Particle]) -> Tensor | None:
     first, *others = [particle.indices.get(name) for particle in particles]
-    if first is None or any(other is None or not torch.equal(other, first) for other in others):
+    if first is None or any(other is None or not same(other, first) for other in others):
         return None
     return first

@@ -16,6 +16,7 @@ from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from ..weighting import factor_of
 from .baselines import Baseline
 from .cost import Cost
 from .densities import score_function
@@ -100,4 +101,5 @@ def score_surrogate(
 def _weighted(cost: WeightedCost) -> tuple[tuple[Any, ...], Tensor]:
     weight, of = cost
     value = of.value.detach()
-    return of.stack, value if isinstance(weight, float) and weight == 1.0 else weight * value
+    is_one = isinstance(weight, float) and weight == 1.0
+    return of.stack, value if is_one else factor_of(value, weight) * value

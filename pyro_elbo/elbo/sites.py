@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import eq
 from typing import Any
 
 from pyro.distributions import Delta
 from torch.distributions import ComposeTransform, IndependentTransform, TransformedDistribution
 
+from ..decisions import decide
 from ..weighting import constrained_name, same, unweighted
 from .cost import Cost
 from .marginals import Marginal
@@ -60,7 +62,7 @@ class LatentSite:
         sites = {**self.prior_sites, **self.guide_sites}
         betas = {name: site["beta"] for name, site in sites.items()}
         first = next(iter(betas.values()))
-        if any(beta != first for beta in betas.values()):
+        if not all(decide(partial(eq, beta, first)) for beta in betas.values()):
             raise ValueError(
                 f"beta differs inside the joint group of {self.name!r} ({betas}), whose density "
                 "cannot be split; give its sites one weight"
@@ -98,8 +100,7 @@ def _is_copy(site: Any, auxiliary: Any) -> bool:
     if not isinstance(fn, Delta) or fn.batch_shape != auxiliary["fn"].batch_shape:
         return False
     return (
-        site["value"].is_set_to(auxiliary["value"])
-        and not bool(fn.log_density.any())
+        decide(lambda: site["value"].is_set_to(auxiliary["value"]) and not fn.log_density.any())
         and same_scale(site, auxiliary)
         and same_mask(site, auxiliary)
     )

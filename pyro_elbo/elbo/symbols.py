@@ -10,6 +10,7 @@ from pyro.ops import packed
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
+from ..weighting import factor_of
 
 __all__ = [
     "Packed",
@@ -99,7 +100,7 @@ def unpack(value: Packed, places: Mapping[str, int]) -> Tensor:
 
 def scaled(value: Packed, scale: Any) -> Packed:
     """A packed tensor times a number."""
-    result = value * scale
+    result = value * factor_of(value, scale)
     result._pyro_dims = value._pyro_dims
     return result
 

@@ -39,6 +39,7 @@ class TracingELBO(ELBO):
         self._given_nesting = self.max_plate_nesting
         self._met: tuple[Any, Any] | None = None
         self._enumerates = False
+        self._is_new = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_met": None}
@@ -63,6 +64,7 @@ class TracingELBO(ELBO):
     def _meet(self, model: Any, guide: Any) -> None:
         if self._met != (model, guide):
             self._met = (model, guide)
+            self._is_new = True
             self.max_plate_nesting = self._given_nesting
             finite = math.isfinite(self._given_nesting)
             self._enumerates = finite and self._why_no_enumeration(guide) is None
@@ -290,6 +292,6 @@ def _check_marginalised(name: str, site: Any, guide: dict[str, Any]) -> None:
         enumerate = "config_enumerate(model) (obs_mask does not hand its infer to this site)"
     raise ValueError(
         f"the model's latent {name!r} is not sampled by the guide (which samples {sorted(guide)}); "
-        "sample it in the guide, observe it in the model (obs=...), or, if it is discrete, sum it "
-        f"out with {enumerate}"
+        "sample it in the guide, observe it in the model (obs=..., and not None), or, if it is "
+        f"discrete, sum it out with {enumerate}"
     )

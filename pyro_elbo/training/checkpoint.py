@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ class Checkpoint:
             "place": [place.epoch, place.batch],
             "epoch_rng": place.epoch_rng and dict(place.epoch_rng.state),
             "rng": dict(RNG.now(self._feed.generators).state),
+            "objective": _objective_of(run),
             "history": {name: torch.from_numpy(v) for name, v in history.columns.items()},
             "callbacks": states_of(self._others),
             **StepperState(run.stepper, self.modules).read(),
@@ -143,8 +145,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}; leave resume= out of a first run"
+        ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is no checkpoint, or was cut off: {str(error).splitlines()[0]}"
@@ -186,6 +190,7 @@ def restore(path: str | os.PathLike[str], run: Run, feed: Feed, callbacks: Seque
         before.restore(feed.generators)
         raise
     state.write(content, seen)
+    _warn_if_other_objective(content.get("objective"), run)
     for i, callback in enumerate(others):
         if hasattr(callback, "load_state_dict"):
             callback.load_state_dict(content["callbacks"][f"{i}: {type(callback).__name__}"])
@@ -193,6 +198,23 @@ def restore(path: str | os.PathLike[str], run: Run, feed: Feed, callbacks: Seque
     run.recorder = Recorder(History(history))
     run.step = content["step"]
     RNG(content["rng"]).restore(feed.generators)
+
+
+def _objective_of(run: Run) -> str:
+    """The loss and its weight, in words; without those that have none."""
+    words = f"{type(run.loss).__name__}(beta={getattr(run.loss, '_beta', None)!r})"
+    return type(run.loss).__name__ if " at 0x" in words else words
+
+
+def _warn_if_other_objective(saved: str | None, run: Run) -> None:
+    own = _objective_of(run)
+    if saved is not None and saved != own:
+        warnings.warn(
+            f"the checkpoint is of a run with the loss {saved}, and goes on with {own}: its "
+            "history is of both",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _first_run(run: Run, feed: Feed) -> dict[str, Any]:

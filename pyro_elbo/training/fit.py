@@ -73,7 +73,8 @@ def fit(
             cannot be called.
 
     Warns:
-        UserWarning: Training ended before a schedule of the loss did.
+        UserWarning: Training ended before a schedule of the loss did; or the checkpoint is of the
+            last step, or of a run with another loss or weight.
 
     Law:
         Parameters, generators and the loss end as after a loop of ``stepper.step`` over the same
@@ -108,6 +109,7 @@ def fit(
             callback.attach(feed, others)
     if resume is not None:
         restore(resume, run, feed, ordered)
+        _warn_if_over(run)
     with ExitStack() as started:
         for callback in ordered:
             _call(callback, "start", run)
@@ -191,6 +193,16 @@ def _call(callback: Any, name: str, run: Run) -> None:
     method = getattr(callback, name, None)
     if method is not None:
         method(run)
+
+
+def _warn_if_over(run: Run) -> None:
+    if run.num_steps is not None and run.step >= run.num_steps:
+        warnings.warn(
+            f"the checkpoint is of step {run.step} already, so that no step is taken: num_steps="
+            f"{run.num_steps} is that of the whole run, those before it included",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_if_unfinished(run: Run) -> None:
