@@ -14,8 +14,9 @@ MAY_IMPORT = {
     "errors": [],
     "schedules": [],
     "terms": [],
-    "weighting": [],
-    "elbo": ["schedules", "terms", "weighting"],
+    "decisions": [],
+    "weighting": ["decisions"],
+    "elbo": ["schedules", "terms", "decisions", "weighting"],
     "steppers": ["elbo"],
     "interop": ["elbo", "terms"],
     "evidence": ["terms", "elbo", "interop"],
@@ -44,6 +45,7 @@ ONLY_IN = {
 # Concepts that import nothing else from outside the standard library.
 ONLY_LIBRARIES = {
     "errors": [],
+    "decisions": [],
     "schedules": [],
     "terms": ["torch"],
     "weighting": ["torch", "pyro"],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UnsupportedSiteError
 from ..site_terms import PARTICLES
 from .dependencies import Program, aside
+from .masks import lift_masks
 from .tracing import Pair, sample_sites, trace_pair
 
 __all__ = ["check_at_once"]
@@ -45,32 +46,31 @@ def check_at_once(program: Program, pair: Pair) -> None:
 
 
 class _Density:
-    """A log-density, unscaled, and the dim that particles have in it."""
+    """A log-density without scale and mask, and the dim that particles have in it."""
 
     def __init__(self, site: Any) -> None:
-        mask = site["mask"]
-        value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        self.value = value if mask is None else torch.where(torch.as_tensor(mask), value, 0.0)
+        self.value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         self.dim = next((f.dim for f in site["cond_indep_stack"] if f.name == PARTICLES), None)
 
 
 def _log_densities(trace: Any) -> dict[str, _Density]:
+    lift_masks(trace)
     return {name: _Density(site) for name, site in sample_sites(trace).items()}
 
 
 def _of_particle(density: _Density, at: int) -> Tensor:
-    """The sum of one particle's share; nan where the shape has no place for particles alone."""
+    """The sum of one particle's share; of everything, where the shape has no place for it."""
     value, dim = density.value, density.dim
-    if dim is None or value.dim() < -dim:
+    while dim is not None and value.dim() > -dim and value.shape[0] == 1:
+        value = value[0]
+    if dim is None or value.dim() != -dim:
         return value.sum()
-    if value.dim() > -dim:
-        return value.new_full((), torch.nan)
     return value.select(dim, at if value.shape[dim] > 1 else 0).sum()
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     tolerance = torch.finfo(one.dtype).eps ** 0.5 if one.is_floating_point() else 0.0
-    return torch.allclose(one, other.to(one.dtype), tolerance, tolerance)
+    return torch.allclose(one, other.to(one.dtype), tolerance, tolerance, equal_nan=True)
 
 
 def _refuse(name: str, program: Program, pair: Pair, at: int, alone: _Density) -> None:

@@ -69,6 +69,7 @@ class ViewELBO(StepELBO):
     """
 
     log_evidence: Tensor | None = None
+    _checks_at_once = True
 
     def __init__(
         self,
@@ -168,8 +169,8 @@ class ViewELBO(StepELBO):
         return particles
 
     def _check_at_once(self, program: Program, branches: Sequence[Any]) -> None:
-        is_due = self._is_new and self.vectorize_particles and self.num_particles > 1
-        if is_due and not any(map(is_enumerating, branches)):
+        is_due = self.vectorize_particles and self.num_particles > 1 and self._is_new
+        if is_due and self._checks_at_once and not any(map(is_enumerating, branches)):
             check_at_once(program, branches[0])
         self._is_new = False
 

@@ -52,7 +52,11 @@ class RatioELBO(TraceGap_ELBO):
         num_particles: How many, vectorised where there are several.
         max_plate_nesting: The deepest plate.
         choose: What :class:`FixSites` takes, for the sites of the guide and for plates' indices.
+
+    Programs that mix particles up are for :func:`~pyro_elbo.evidence.probing.runs_at_once`.
     """
+
+    _checks_at_once = False
 
     def __init__(
         self,

@@ -74,8 +74,10 @@ class RecordingELBO(TraceGap_ELBO):
     """Keeps the traces that it was computed from.
 
     Args:
-        count: How many draws, at once where there are several.
+        count: How many draws, at once where there are several; every one is checked afterwards.
     """
+
+    _checks_at_once = False
 
     def __init__(self, count: int) -> None:
         super().__init__(count, vectorize_particles=count > 1)
