@@ -14,9 +14,8 @@ MAY_IMPORT = {
     "errors": [],
     "schedules": [],
     "terms": [],
-    "decisions": [],
-    "weighting": ["decisions"],
-    "elbo": ["schedules", "terms", "decisions", "weighting"],
+    "weighting": [],
+    "elbo": ["schedules", "terms", "weighting"],
     "steppers": ["elbo"],
     "interop": ["elbo", "terms"],
     "evidence": ["terms", "elbo", "interop"],
@@ -29,7 +28,10 @@ MAY_IMPORT = {
     "reference": [],
 }
 # Files beside the concept they are part of.
-PART_OF = {"importance": "terms", "site_terms": "terms", "tables": "terms", "views": "terms"}
+PART_OF = {
+    **{"importance": "terms", "site_terms": "terms", "tables": "terms", "views": "terms"},
+    "decisions": "weighting",
+}
 # What a person runs or imports sits above all concepts.
 TOP = ["__init__", "__main__", "demo"]
 # Libraries, each with the only places that may import it.
@@ -45,7 +47,6 @@ ONLY_IN = {
 # Concepts that import nothing else from outside the standard library.
 ONLY_LIBRARIES = {
     "errors": [],
-    "decisions": [],
     "schedules": [],
     "terms": ["torch"],
     "weighting": ["torch", "pyro"],

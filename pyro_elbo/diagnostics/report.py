@@ -95,7 +95,7 @@ def guide_report(
     How far its ELBO is below the evidence, whether its importance weights have a mean that can be
     estimated (:math:`\hat k`), which latent units say nothing about the data, and which gradients
     are mostly noise. Thresholds: a gap of 0.1 nats for each factor of the evidence (by Pinsker's
-    inequality the guide's probabilities are then off by at most 0.22); 0.7 for :math:`\hat k`; an
+    inequality the guide's probabilities are then off by at most 0.23); 0.7 for :math:`\hat k`; an
     activity of 0.01; a signal of 0.1 of the noise.
 
     Args:
