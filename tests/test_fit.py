@@ -197,6 +197,15 @@ def test_an_early_end_returns_the_history_so_far(error):
     assert history.stopped == expected and str(history).endswith(f"stopped: {expected}")
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C does what it does in a terminal, also where a shell has had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_end_of_the_step():
     class Interrupted(Recording):
         def step(self, *args):
@@ -211,6 +220,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_does_not_wait():
     class Stuck(Recording):
         def step(self, *args):
