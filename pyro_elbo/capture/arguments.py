@@ -1,0 +1,79 @@
+"""The arguments of a step, taken apart into tensors and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Arguments", "arguments_of"]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+class _Slot(NamedTuple):
+    """Where a tensor belongs."""
+
+    number: int
+
+
+class Arguments(NamedTuple):
+    """Arguments as tensors and the rest.
+
+    Args:
+        tensors: The tensors, in order.
+        rest: ``(args, kwargs)`` without them, to be compared by ``==``.
+    """
+
+    tensors: list[Tensor]
+    rest: Any
+
+    @property
+    def key(self) -> Any:
+        """What a graph depends on: all but the values in the tensors."""
+        kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in self.tensors]
+        return self.rest, kinds
+
+    def filled(self, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+        """Positional and keyword arguments with other tensors."""
+        args, kwargs = self.rest
+        return _filled(args, tensors), _filled(kwargs, tensors)
+
+
+def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Take arguments apart.
+
+    Raises:
+        TypeError: There is one that could change unseen.
+    """
+    tensors: list[Tensor] = []
+    return Arguments(tensors, (_taken(args, tensors), _taken(kwargs, tensors)))
+
+
+def _taken(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Slot(len(tensors) - 1)
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value), [_taken(part, tensors) for part in value]
+    if type(value) is dict:
+        return dict, [(name, _taken(part, tensors)) for name, part in value.items()]
+    if isinstance(value, (*_PLAIN, nn.Module)) or callable(value):
+        return type(value), value
+    raise TypeError(
+        f"an argument is of type {type(value).__name__}, which could change unseen; pass tensors, "
+        "numbers, strings, or tuples, lists and dicts of them"
+    )
+
+
+def _filled(rest: Any, tensors: Sequence[Tensor]) -> Any:
+    if isinstance(rest, _Slot):
+        return tensors[rest.number]
+    kind, value = rest
+    if kind is dict:
+        return {name: _filled(part, tensors) for name, part in value}
+    if isinstance(value, list):
+        return kind(_filled(part, tensors) for part in value)
+    return value

@@ -1,0 +1,200 @@
+"""One evaluation of a loss and its gradients as a graph of operations on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, fx
+
+from ..decisions import recorded, repeated
+from ..elbo.baselines import averages, averages_kept
+from ..terms import ELBOTerms
+from ..weighting import Weights, is_zero
+from .arguments import Arguments
+from .layout import TermsLayout, tensors_of
+from .noise import Noise, take_noise_out
+from .private import trace_operations
+
+__all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "weights_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A loss with its program at some arguments.
+
+    Args:
+        loss: The loss.
+        model: The model.
+        guide: The guide.
+        arguments: The arguments.
+        parameters: What gradients are taken of.
+        buffers: What modules move as they run.
+    """
+
+    loss: Any
+    model: Any
+    guide: Any
+    arguments: Arguments
+    parameters: Sequence[Tensor]
+    buffers: Sequence[Tensor]
+
+    def value(self, arguments: Arguments) -> tuple[Tensor, ELBOTerms | None]:
+        """The objective and its terms at other arguments, without gradients."""
+        args, kwargs = arguments.filled(arguments.tensors)
+        return self._objective(args, kwargs)
+
+    def run(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ELBOTerms | None, list[Tensor]]:
+        """The objective, its terms, and minus its gradients."""
+        args, kwargs = self.arguments.filled(arguments)
+        with torch.enable_grad():
+            objective, terms = self._objective(args, kwargs)
+            found = torch.autograd.grad(-objective, list(self.parameters), allow_unused=True)
+        pairs = zip(self.parameters, found, strict=True)
+        grads = [torch.zeros_like(p) if grad is None else grad.detach() for p, grad in pairs]
+        return objective.detach(), terms, grads
+
+    def _objective(self, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms | None]:
+        if hasattr(self.loss, "decompose"):
+            found: tuple[Tensor, ELBOTerms] = self.loss._evaluate(
+                self.model, self.guide, args, kwargs
+            )
+            return found
+        return -self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs), None
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """The graph of an evaluation.
+
+    The graph takes the weights, the arguments, the noise, the parameters, and what it reads beside
+    them; it returns the objective, the gradients, and the tensors of the terms.
+
+    Args:
+        graph: The graph.
+        weights: The names of the weights, in order.
+        noise: What draws the noise.
+        read: The tensors that it reads beside its other inputs: buffers, data in a closure.
+        layout: What makes terms of its outputs, where the loss has terms.
+    """
+
+    graph: fx.GraphModule
+    weights: Sequence[str]
+    noise: Noise
+    read: Sequence[Tensor]
+    layout: TermsLayout | None
+
+    @property
+    def num_nodes(self) -> int:
+        """How many operations there are."""
+        return len(self.graph.graph.nodes)
+
+
+def capture(evaluation: Evaluation) -> Captured:
+    """Run a loss once as always, and once more for its graph.
+
+    Raises:
+        Exception: Whatever stands in the way: a branch on a value, a structure that changes, ...
+    """
+    if getattr(evaluation.loss, "path_derivative", False):
+        raise NotImplementedError("path_derivative runs the guide twice with the same noise")
+    with nothing_moved(evaluation.buffers), recorded() as answers:
+        before = averages()
+        terms = evaluation.run(evaluation.arguments.tensors)[1]
+        if not _are_equal(before, averages()):
+            raise NotImplementedError("a baseline keeps a decaying average between the steps")
+    weights = weights_of(evaluation.loss)
+    sites: dict[str, str] = {}
+
+    def traced(*inputs: Tensor) -> list[Tensor]:
+        given = dict(zip(weights, inputs, strict=False))
+        with repeated(answers), _weighted_by(evaluation.loss, given):
+            objective, found, grads = evaluation.run(inputs[len(given) :])
+        if terms is None or found is None:
+            return [objective, *grads]
+        names = {id(value): name for name, value in given.items()}
+        sites.update({n: names[id(s.beta)] for n, s in found.sites.items() if id(s.beta) in names})
+        return [objective, *grads, *(tensor.detach() for tensor in tensors_of(found, terms))]
+
+    numbers = [torch.tensor(value, dtype=torch.float64) for value in weights.values()]
+    with nothing_moved(evaluation.buffers), pyro.validation_enabled(False):
+        graph = trace_operations(traced, *numbers, *evaluation.arguments.tensors)
+    noise = take_noise_out(graph.graph)
+    read = _inputs_instead_of_attributes(graph, evaluation.parameters)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    layout = None if terms is None else TermsLayout(terms, sites)
+    return Captured(graph, list(weights), noise, read, layout)
+
+
+def weights_of(loss: Any) -> dict[str, float]:
+    """The weights that are not 0, by the name that the mapping of weights has for them."""
+    if not hasattr(loss, "_weights"):
+        return {}
+    now = loss._weights()
+    named = {"*": now.default, **now.by_site}
+    return {name: weight for name, weight in named.items() if not is_zero(weight)}
+
+
+@contextmanager
+def _weighted_by(loss: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
+    if not values:
+        yield
+        return
+    now = loss._weights()
+    by_site = {name: values.get(name, weight) for name, weight in now.by_site.items()}
+    loss._given_weights = Weights(values.get("*", now.default), by_site)
+    try:
+        yield
+    finally:
+        loss._given_weights = None
+
+
+def _are_equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(some[n], others[n]) for n in some)
+
+
+@contextmanager
+def nothing_moved(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards generators, buffers and baselines are where they were."""
+    copies = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng(), averages_kept():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, copy in zip(buffers, copies, strict=True):
+                    buffer.copy_(copy)
+
+
+def _inputs_instead_of_attributes(
+    graph: fx.GraphModule, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Make inputs of the parameters, in their order, and then of what else a graph reads."""
+    places = {id(tensor): i for i, tensor in enumerate(parameters)}
+    nodes: dict[int, list[fx.Node]] = {}
+    tensors: dict[int, Tensor] = {id(tensor): tensor for tensor in parameters}
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(graph, node.target)
+        if id(tensor) in places or not _is_constant(node):
+            nodes.setdefault(id(tensor), []).append(node)
+            tensors[id(tensor)] = tensor
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for number, key in enumerate(tensors):
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"read_{number}")
+        for node in nodes.get(key, ()):
+            last.meta.update(node.meta)
+            node.replace_all_uses_with(last)
+            graph.graph.erase_node(node)
+    return [tensor for key, tensor in tensors.items() if key not in places]
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether an attribute is a number that the program wrote, copied anew in each run."""
+    return all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)

@@ -1,0 +1,175 @@
+"""Parameters and optimiser states in a few long vectors, of which each is a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .updates import update_of
+
+__all__ = ["FlatGroup", "FlatParameters"]
+
+
+class FlatGroup:
+    """Parameters that are moved in the same way, in one vector; each parameter is a view of it.
+
+    Args:
+        parameters: Leaf tensors of one dtype, by name.
+        optimizers: The torch optimiser of each.
+        update: Their common update; ``None`` where their optimisers run outside of the graph.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], optimizers: Sequence[Any], update: Any
+    ) -> None:
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.optimizers, self.update = list(optimizers), update
+        self.value = self._joined(self.parameters)
+        for parameter, part in zip(self.parameters, self.parts(self.value), strict=True):
+            parameter.data = part
+        names = () if update is None else update.names
+        self.state = {name: self._adopted(name) for name in names}
+        self.step, self._steps = self._adopted_steps()
+        self._pointers = [parameter.data_ptr() for parameter in self.parameters]
+        self._states = [optimizer.state for optimizer in self.optimizers]
+        self._options = [optimizer.param_groups[0] for optimizer in self.optimizers]
+
+    @property
+    def key(self) -> Any:
+        """What a graph that moves the group depends on."""
+        options = None if self.update is None else _static(self.update.options)
+        shapes = [(id(p), p.shape, p.dtype) for p in self.parameters]
+        return type(self.update), options, tuple(shapes)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether every parameter and state is still the part that it was made."""
+        return (
+            [parameter.data_ptr() for parameter in self.parameters] == self._pointers
+            and all(o.state is s for o, s in zip(self.optimizers, self._states, strict=True))
+            and self._has_one_rate
+        )
+
+    @property
+    def _has_one_rate(self) -> bool:
+        rates = [options["lr"] for options in self._options] if self.update is not None else []
+        return rates.count(rates[0]) == len(rates) if rates else True
+
+    def parts(self, vector: Tensor) -> Iterator[Tensor]:
+        """The parts of a vector, shaped like the parameters."""
+        sizes = [parameter.numel() for parameter in self.parameters]
+        for part, parameter in zip(vector.split(sizes), self.parameters, strict=True):
+            yield part.view(parameter.shape)
+
+    def numbers(self) -> list[float]:
+        """What the update needs to know of the next step."""
+        if self.update is None:
+            return []
+        numbers: list[float] = self.update.numbers(self._options[0], self.step + 1)
+        return numbers
+
+    def count(self) -> None:
+        """Count a step in the books of the optimisers."""
+        if self.update is None:
+            return
+        self.step += 1
+        if self._steps is not None:
+            self._steps += 1
+        if self.update.counts:
+            for options, optimizer, parameter in zip(
+                self._options, self.optimizers, self.parameters, strict=True
+            ):
+                self.update.count(options, optimizer.state[parameter])
+
+    def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+    def _states_of(self, name: str) -> list[Any]:
+        pairs = zip(self.optimizers, self.parameters, strict=True)
+        return [optimizer.state[parameter].get(name) for optimizer, parameter in pairs]
+
+    def _adopted(self, name: str) -> Tensor:
+        vector = self._joined(self._states_of(name))
+        triples = zip(self.optimizers, self.parameters, self.parts(vector), strict=True)
+        for optimizer, parameter, part in triples:
+            optimizer.state[parameter][name] = part
+        return vector
+
+    def _adopted_steps(self) -> tuple[int, Tensor | None]:
+        """The number of steps taken, and the vector of the optimisers' own counts."""
+        steps: list[Any] = self._states_of("step") if self.update is not None else [None]
+        if not isinstance(steps[0], Tensor):
+            return int(steps[0] or 0), None
+        vector = torch.stack(steps)
+        triples = zip(self.optimizers, self.parameters, vector, strict=True)
+        for optimizer, parameter, step in triples:
+            optimizer.state[parameter]["step"] = step
+        return int(vector[0]), vector
+
+
+class FlatParameters:
+    """All parameters that a step moves, in groups.
+
+    Args:
+        parameters: Leaf tensors that have had a gradient, by name.
+        optim: The optimiser, after a step with them.
+        inside: Whether optimisers of which the update is known are to be part of a graph.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], optim: Any, inside: bool) -> None:
+        self._optim, self._objects, self.inside = optim, dict(optim.optim_objs), inside
+        kinds: dict[Any, dict[str, Tensor]] = {}
+        updates: dict[Any, Any] = {}
+        for name, parameter in parameters.items():
+            update = self._update(parameter) if inside else None
+            kind = self._kind(parameter, update)
+            updates.setdefault(kind, update)
+            kinds.setdefault(kind, {})[name] = parameter
+        self.groups = [
+            FlatGroup(group, [self._optimizer(p) for p in group.values()], updates[kind])
+            for kind, group in kinds.items()
+        ]
+        self.key = tuple(group.key for group in self.groups)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, group by group."""
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """The vectors of all groups, of values and of states."""
+        return [vector for g in self.groups for vector in (g.value, *g.state.values())]
+
+    def is_bound(self, optim: Any, inside: bool) -> bool:
+        """Whether parameters, states and optimisers are still those that were adopted."""
+        return (
+            optim is self._optim
+            and inside == self.inside
+            and optim.optim_objs == self._objects
+            and all(group.is_bound for group in self.groups)
+        )
+
+    def _optimizer(self, parameter: Tensor) -> Any:
+        optimizer = self._objects[parameter]
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _update(self, parameter: Tensor) -> Any:
+        clips = self._optim.grad_clip.get(parameter) is not None
+        return None if clips else update_of(self._optimizer(parameter))
+
+    def _kind(self, parameter: Tensor, update: Any) -> Any:
+        kind = (parameter.dtype, parameter.device, type(update))
+        if update is None:
+            return kind
+        optimizer = self._optimizer(parameter)
+        step = optimizer.state[parameter].get("step", 0)
+        return (*kind, _static(update.options), float(step), optimizer.param_groups[0]["lr"])
+
+
+def _static(options: Mapping[str, Any]) -> Any:
+    changing = ("lr", "params")
+    return tuple((name, repr(value)) for name, value in options.items() if name not in changing)

@@ -1,0 +1,59 @@
+"""The private parts of torch that capturing and compiling rest on, in one file.
+
+A test runs each of them on a small function, and fails loudly on a torch that changed it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["compile_graph", "has_compiler", "is_random", "trace_operations"]
+
+Compiled = Callable[..., Sequence[Tensor]]
+
+
+def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    """The operations on tensors that a function runs, backward passes included, as a graph.
+
+    The function is run once, on the inputs. Tensors that are neither inputs nor computed from them
+    become attributes of the graph, the very objects.
+    """
+    graph: fx.GraphModule = make_fx(function)(*inputs)
+    return graph
+
+
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+    """Compile a graph without gradients for inputs of these shapes, random numbers as in eager."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx
+
+        with config.patch(fallback_random=True):
+            compiled: Any = compile_fx(graph, list(inputs))
+    run: Compiled = compiled
+    return run
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operation draws from a generator."""
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags

@@ -1,0 +1,133 @@
+"""What a program reads beside its arguments: modules, closures, globals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from operator import is_
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+__all__ = ["Surroundings"]
+
+_LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "contextlib"}
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+MOST = 2000
+
+
+class Surroundings:
+    """Modules, functions and what they hold, as they are now.
+
+    Found are modules, functions of one's own, what their closures and globals are, methods and
+    partial functions, poutine handlers, and lists, tuples and dicts of these. Another object is
+    taken for what it was, and so is one of its kind in its place.
+
+    Args:
+        programs: Model and guide.
+    """
+
+    def __init__(self, *programs: Any) -> None:
+        self._books: list[tuple[Callable[[], Iterable[Any]], list[Any]]] = []
+        self._cells: list[tuple[Any, Any]] = []
+        self.modules: list[nn.Module] = []
+        self._seen: dict[int, Any] = {}
+        self._visit(programs)
+        found = {id(p): p for module in self.modules for p in module._parameters.values()}
+        self._parameters = [parameter for parameter in found.values() if parameter is not None]
+        self._flags = [parameter.requires_grad for parameter in self._parameters]
+        self._dtype = torch.get_default_dtype()
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The buffers of all modules."""
+        found = {id(b): b for module in self.modules for b in module._buffers.values()}
+        return [buffer for buffer in found.values() if buffer is not None]
+
+    @property
+    def hold(self) -> bool:
+        """Whether everything is as it was."""
+        return (
+            all(_same(now(), before) for now, before in self._books)
+            and all(_alike(cell.cell_contents, value) for cell, value in self._cells)
+            and [parameter.requires_grad for parameter in self._parameters] == self._flags
+            and torch.get_default_dtype() is self._dtype
+        )
+
+    def _visit(self, things: Iterable[Any]) -> None:
+        left = list(things)
+        while left and len(self._seen) < MOST:
+            thing = left.pop()
+            if id(thing) in self._seen or isinstance(thing, (Tensor, type, *_PLAIN)):
+                continue
+            self._seen[id(thing)] = thing
+            left.extend(self._inside(thing))
+
+    def _inside(self, thing: Any) -> Iterator[Any]:
+        if isinstance(thing, nn.Module):
+            self.modules.append(thing)
+            yield from self._noted(vars(thing).values)
+        elif isinstance(thing, Messenger):
+            yield from self._noted(vars(thing).values)
+        elif isinstance(thing, MethodType):
+            yield from (thing.__self__, thing.__func__)
+        elif isinstance(thing, partial):
+            yield from (thing.func, thing.args, thing.keywords)
+        elif isinstance(thing, FunctionType):
+            yield from self._of_function(thing)
+        elif isinstance(thing, dict):
+            yield from self._noted(thing.values)
+        elif isinstance(thing, (list, tuple)):
+            yield from self._noted(partial(list, thing))
+
+    def _noted(self, now: Callable[[], Iterable[Any]]) -> list[Any]:
+        self._books.append((now, list(now())))
+        return self._books[-1][1]
+
+    def _of_function(self, function: FunctionType) -> Iterator[Any]:
+        if (function.__module__ or "").split(".")[0] in _LIBRARIES:
+            yield from (getattr(function, "__wrapped__", None),)
+            return
+        for cell in function.__closure__ or ():
+            try:
+                self._cells.append((cell, cell.cell_contents))
+            except ValueError:  # not filled yet
+                continue
+            yield cell.cell_contents
+        names = [name for name in function.__code__.co_names if name in function.__globals__]
+        yield from self._noted(partial(_entries, function.__globals__, names))
+        yield from (function.__defaults__, function.__kwdefaults__)
+
+
+def _entries(book: dict[str, Any], names: list[str]) -> list[Any]:
+    return [book.get(name) for name in names]
+
+
+def _same(now: Iterable[Any], before: list[Any]) -> bool:
+    found = list(now)
+    if len(found) != len(before):
+        return False
+    if not all(map(is_, found, before)):
+        if not all(map(_alike, found, before)):
+            return False
+        before[:] = found
+    return True
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other) or isinstance(one, (Tensor, nn.Module, FunctionType)):
+        return False
+    if isinstance(one, _PLAIN):
+        return bool(one == other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, MethodType):
+        return one.__func__ is other.__func__ and _alike(one.__self__, other.__self__)
+    return True

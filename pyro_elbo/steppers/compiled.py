@@ -1,0 +1,241 @@
+"""A drop-in for Pyro's ``SVI`` that captures its step once, compiles it, and takes it again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import zero_grads
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from ..capture.arguments import Arguments, arguments_of
+from ..capture.evaluation import Evaluation, weights_of
+from ..capture.flat import FlatParameters
+from ..capture.program import Outcome, Program
+from ..capture.surroundings import Surroundings
+from ..elbo.nonfinite import parameters_of
+
+__all__ = ["CompiledSVI"]
+
+MOST_PROGRAMS = 8
+MOST_CAPTURES = 32
+
+Given = tuple[Arguments, Mapping[str, float]]
+
+
+class CompiledSVI(SVI):
+    """Pyro's SVI, each step of which is one captured graph, compiled where that is possible.
+
+    The first step of each kind is taken eagerly, and validated. The next one is captured: the loss
+    with all its terms, their gradients and the optimiser are run once through Pyro, and recorded as
+    one graph of operations on tensors, which is compiled, and from then on run in place of the
+    program. Weights, learning rates and the step are inputs, so that a schedule changes no graph.
+
+    A kind of step is that of its arguments' shapes and dtypes, of the modules, closures and
+    globals that model and guide hold, of the parameters that have gradients, of which weights are
+    0, and of the optimiser's options. Where any of them changes, the step is taken eagerly and the
+    next one is captured anew.
+
+    What model and guide do in Python (a print, a counter, a branch on something that none of the
+    above holds) is done when they are run, and not at a captured step. Steps 0, 1, 2, 4, 8, ...
+    of each graph, and every 1,024th, are compared with the program; where they differ training goes
+    on eagerly, with a warning that says why.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        optim: A Pyro optimiser. Adam, AdamW, ClippedAdam, SGD, Adagrad and RMSprop of torch and
+            Pyro, without ``clip_args``, are part of a compiled graph; any other is run after it.
+        loss: A loss of this package, or any :class:`pyro.infer.ELBO` with a ``differentiable_loss``
+            that looks at no value.
+        compiles: Whether to compile; else the graph is run operation by operation.
+        max_nodes: The most operations of a graph that is compiled.
+
+    Warns:
+        UserWarning: Once: training goes on eagerly, or a graph is not compiled, and why.
+
+    Law:
+        Losses, terms and parameters are those of ``SVI`` at the same seed: bit for bit with
+        ``compiles=False``, up to rounding otherwise.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        guide: Any,
+        optim: Any,
+        loss: Any,
+        *,
+        compiles: bool = True,
+        max_nodes: int = 20_000,
+    ) -> None:
+        super().__init__(model, guide, optim, loss)
+        self._elbo = loss
+        self._compiles, self._max_nodes = compiles, max_nodes
+        self._programs: list[Program] = []
+        self._flat: FlatParameters | None = None
+        self._ready: _Ready | None = None
+        self._num_captures = 0
+        self._why_eager = ""
+        self._said: set[str] = set()
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Take a step.
+
+        Args:
+            *args: Of model and guide.
+            **kwargs: Of both too.
+
+        Returns:
+            The loss in nats, before the step.
+        """
+        given = None if self._why_eager or _PYRO_STACK else self._given(args, kwargs)
+        program = None if given is None else self._program(*given)
+        if program is None or given is None:
+            return self._eager(args, kwargs, given)
+        return self._take(program, given, args, kwargs)
+
+    def explain(self) -> str:
+        """What is running, and why."""
+        if self._why_eager:
+            return f"eager: {self._why_eager}"
+        lines = [program.explanation for program in self._programs]
+        return "\n".join(lines) or "eager: no kind of step was taken twice yet"
+
+    def _given(self, args: Any, kwargs: Any) -> Given | None:
+        try:
+            return arguments_of(args, kwargs), weights_of(self._elbo)
+        except TypeError as error:
+            self._go_on_eagerly(str(error))
+            return None
+
+    def _program(self, arguments: Arguments, weights: Mapping[str, float]) -> Program | None:
+        if self._flat is not None and not self._flat.is_bound(self.optim, self._is_inside):
+            self._flat = None
+        if self._flat is not None:
+            for program in self._programs:
+                if program.matches(arguments, self._flat, weights):
+                    return program
+        ready, self._ready = self._ready, None
+        if ready is None or not ready.is_for(_kind(arguments, weights), self.optim):
+            return None
+        return self._new_program(arguments, weights, ready)
+
+    @property
+    def _is_inside(self) -> bool:
+        """Whether the optimiser may be a part of the graph: no hook is to see the gradients."""
+        return self._compiles and not getattr(self._elbo, "_gradient_hooks", None)
+
+    def _new_program(
+        self, arguments: Arguments, weights: Mapping[str, float], ready: _Ready
+    ) -> Program | None:
+        try:
+            flat = FlatParameters(ready.parameters, self.optim, self._is_inside)
+            for program in self._programs:
+                if program.matches(arguments, flat, weights):
+                    self._flat = flat
+                    return program
+            if self._num_captures >= MOST_CAPTURES:
+                raise RuntimeError(
+                    f"{MOST_CAPTURES} kinds of steps were captured already; give them the same "
+                    "shapes, and pass numbers that change as tensors"
+                )
+            buffers = ready.surroundings.buffers
+            evaluation = Evaluation(
+                self._elbo, self.model, self.guide, arguments, flat.parameters, buffers
+            )
+            program = Program(evaluation, arguments, flat, self._compiles, self._max_nodes)
+        except Exception as error:  # whatever stands in its way, eager goes on
+            self._go_on_eagerly(f"it cannot be captured: {type(error).__name__}: {error}")
+            return None
+        self._flat, self._num_captures = flat, self._num_captures + 1
+        self._programs = [program, *self._programs][:MOST_PROGRAMS]
+        if program.why_replayed:
+            self._say(f"a graph is replayed, not compiled: {program.why_replayed}")
+        return program
+
+    def _take(self, program: Program, given: Given, args: Any, kwargs: Any) -> float:
+        assert self._flat is not None
+        arguments, weights = given
+        state = torch.get_rng_state()
+        take = program.check_take if program.is_due else program.take
+        outcome = take(arguments, self._flat, weights)
+        if isinstance(outcome, str):
+            self._go_on_eagerly(outcome)
+        elif outcome.is_finite:
+            self._move(outcome, self._flat)
+            program.num_steps += 1
+            return outcome.loss
+        torch.set_rng_state(state)
+        return self._eager(args, kwargs, None)
+
+    def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
+        outside = [group for group in flat.groups if group.update is None]
+        named: dict[str, Tensor] = {}
+        for group, gradient in zip(outside, outcome.gradients, strict=True):
+            for parameter, part in zip(group.parameters, group.parts(gradient), strict=True):
+                parameter.grad = part
+            named |= dict(zip(group.names, group.parameters, strict=True))
+        if hasattr(self._elbo, "decompose"):
+            self._elbo._terms = outcome.terms
+        if named:
+            if hasattr(self._elbo, "show_gradients"):
+                self._elbo.show_gradients(named)
+            self.optim(set(named.values()))
+            zero_grads(set(named.values()))
+        for group in flat.groups:
+            group.count()
+        if hasattr(self._elbo, "_count_evaluation"):
+            self._elbo._count_evaluation()
+
+    def _eager(self, args: Any, kwargs: Any, given: Given | None) -> float:
+        with poutine.trace(param_only=True) as captured:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        named = parameters_of(captured.trace)
+        moved = {name: p for name, p in named.items() if p.grad is not None}
+        parameters = set(named.values())
+        self.optim(parameters)
+        zero_grads(parameters)
+        self._ready = None
+        if given is not None and moved:
+            surroundings = Surroundings(self.model, self.guide)
+            self._ready = _Ready(_kind(*given), moved, surroundings)
+        return float(loss)
+
+    def _go_on_eagerly(self, why: str) -> None:
+        self._why_eager = why
+        self._programs.clear()
+        self._say(f"training goes on eagerly: {why}")
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(f"CompiledSVI: {what}", UserWarning, stacklevel=4)
+
+
+class _Ready(NamedTuple):
+    """An eager step that was taken, after which one like it can be captured.
+
+    Args:
+        kind: The kind of step.
+        parameters: What had gradients, by name.
+        surroundings: What model and guide read beside their arguments.
+    """
+
+    kind: Any
+    parameters: Mapping[str, Tensor]
+    surroundings: Surroundings
+
+    def is_for(self, kind: Any, optim: Any) -> bool:
+        """Whether nothing that a graph depends on has changed since."""
+        has_states = all(p in optim.optim_objs for p in self.parameters.values())
+        return self.kind == kind and has_states and self.surroundings.hold
+
+
+def _kind(arguments: Arguments, weights: Mapping[str, float]) -> Any:
+    return arguments.key, list(weights)
