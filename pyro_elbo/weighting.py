@@ -7,7 +7,7 @@ argument. Scaling one side only is not a weighted KL: the two densities must car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from operator import eq
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
@@ -31,8 +32,11 @@ __all__ = [
     "Weights",
     "factor_of",
     "is_zero",
+    "sum_of",
+    "times",
     "unweighted",
     "weigh",
+    "weighed",
 ]
 
 Site = dict[str, Any]
@@ -86,6 +90,8 @@ class Weights:
 
     def of(self, site: str) -> Any:
         """The weight of a site; an auxiliary site ``z_unconstrained`` follows ``z``."""
+        if not self.by_site:
+            return self.default
         return self.by_site.get(site, self.by_site.get(constrained_name(site), self.default))
 
     @property
@@ -120,9 +126,14 @@ class WeightMessenger(Messenger):
         self.observed: set[str] = set()
         self.unguided: set[str] = set()
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not site_is_subsample(msg):
+            self._weigh(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        pass
+
+    def _weigh(self, msg: Site) -> None:
         if not self._weighs(msg):
             (self.observed if msg["is_observed"] else self.unguided).add(msg["name"])
             return
@@ -229,6 +240,27 @@ def unweighted(site: Site) -> tuple[Any, Any]:
 def factor_of(value: Tensor, number: Any) -> Any:
     """A number as a factor of a tensor, in that one's precision, also where it is a tensor."""
     return number.to(value.dtype) if isinstance(number, Tensor) and not number.dim() else number
+
+
+def weighed(value: Tensor, scale: Any, mask: Any) -> Tensor:
+    """A log-density under a scale and a mask; itself where there is neither."""
+    if mask is None and isinstance(scale, float) and scale == 1.0:
+        return value
+    scaled: Tensor = scale_and_mask(value, factor_of(value, scale), mask)
+    return scaled
+
+
+def times(value: Tensor, weight: Any) -> Tensor:
+    """A tensor times a weight, in the tensor's precision; the tensor itself where that is 1."""
+    is_one = isinstance(weight, float) and weight == 1.0
+    product: Tensor = value if is_one else factor_of(value, weight) * value
+    return product
+
+
+def sum_of(values: Iterable[Any]) -> Any:
+    """The sum of some tensors; of none, the number 0."""
+    first, *others = tuple(values) or (0.0,)
+    return sum(others, start=first)
 
 
 def _unknown_name(name: str, latents: list[str], model_trace: Any) -> str:

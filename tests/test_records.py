@@ -115,6 +115,58 @@ def test_terms_are_a_record_of_the_step_that_made_them():
     assert not terms.elbo.requires_grad
 
 
+def test_a_density_that_is_a_view_of_a_parameter_is_recorded_as_it_was():
+    pyro.clear_param_store()
+    loc = pyro.param("loc", lambda: torch.zeros(3))
+
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("three", 3):
+            pyro.factor("whole", loc)
+        with pyro.plate("two", 2):
+            pyro.factor("view", loc[:2])
+        pyro.factor("sum", loc.sum())
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for cls in (TraceGap_ELBO, TraceEntropy_ELBO, TraceKL_ELBO):
+        elbo = cls()
+        elbo.differentiable_loss(model, guide)
+        with torch.no_grad():
+            loc.add_(10.0)
+        terms = elbo.terms
+        with torch.no_grad():
+            loc.sub_(10.0)
+        assert terms.factors == 0
+
+
+def test_a_point_mass_at_its_value_has_its_log_density_and_elsewhere_none():
+    point, density = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.25], requires_grad=True)
+
+    def program(obs):
+        def run():
+            with pyro.plate("n", 2):
+                pyro.sample("z", dist.Delta(point, log_density=density), obs=obs)
+
+        return run
+
+    def nothing():
+        pass
+
+    def reconstruction(obs):
+        elbo = TraceGap_ELBO()
+        loss = elbo.differentiable_loss(program(obs), nothing)
+        (gradient,) = torch.autograd.grad(loss, density)
+        return elbo.terms.reconstruction, gradient
+
+    for obs in (point, point.clone()):
+        value, gradient = reconstruction(obs)
+        assert value == -0.25
+        assert gradient.tolist() == [-1, -1]
+    assert reconstruction(point + torch.tensor([0.0, 1.0]))[0] == -torch.inf
+
+
 class Guide(PyroModule):
     def __init__(self):
         super().__init__()

@@ -60,10 +60,8 @@ class Evaluation:
 
     def _objective(self, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms | None]:
         if hasattr(self.loss, "decompose"):
-            found: tuple[Tensor, ELBOTerms] = self.loss._evaluate(
-                self.model, self.guide, args, kwargs
-            )
-            return found
+            objective, kept = self.loss._evaluate(self.model, self.guide, args, kwargs)
+            return objective, kept.terms()
         return -self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs), None
 
 

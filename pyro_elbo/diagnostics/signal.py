@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ..elbo import TraceKL_ELBO
 from ..elbo.nonfinite import nonfinite_terms
+from ..elbo.tracers import ParamCapture
 from ..errors import NonFiniteError
 from ..evidence.checks import check_count
 from ..evidence.modes import at_rest
@@ -122,15 +122,9 @@ def _check_finite(gradients: Mapping[str, Tensor | None], loss: Tensor, elbo: An
 
 
 def _parameters(elbo: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> dict[str, Tensor]:
-    with at_rest(elbo), torch.no_grad(), poutine.trace(param_only=True) as captured:
+    with at_rest(elbo), torch.no_grad(), ParamCapture() as captured:
         elbo.differentiable_loss(model, guide, *args, **kwargs)
-    found = {}
-    for name, site in captured.trace.nodes.items():
-        value: Any = site["value"]
-        value = value.unconstrained() if hasattr(value, "unconstrained") else value
-        if value.requires_grad:
-            found[name] = value
-    return found
+    return {name: value for name, value in captured.parameters.items() if value.requires_grad}
 
 
 def _signal(grads: list[Tensor], num_samples: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
-from ..weighting import factor_of, is_zero
+from ..weighting import is_zero, sum_of, times
 from .at_once import check_at_once
 from .dependencies import Program
 from .minibatches import MinibatchWatch
 from .nonfinite import nonfinite_terms
 from .plan import Plan, plan_of
-from .recording import Particle, record
+from .recording import Particle, Record, record
 from .step import StepELBO
 from .tracing import is_enumerating, sample_sites
 
@@ -103,7 +103,7 @@ class ViewELBO(StepELBO):
             reconstruction: The expected log-likelihood.
             kl_by_site: The KL of each latent, its weight in it; latents of weight 0 are left out.
         """
-        return reconstruction - sum(kl_by_site.values())
+        return reconstruction - sum_of(kl_by_site.values())
 
     @property
     def terms(self) -> ELBOTerms:
@@ -125,7 +125,8 @@ class ViewELBO(StepELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Minus the objective: a 0-dim tensor in nats, whose gradient is the estimator's."""
-        objective, self._terms = self._evaluate(model, guide, args, kwargs)
+        objective, kept = self._evaluate(model, guide, args, kwargs)
+        self._terms = kept.terms
         return -objective
 
     def loss(
@@ -150,9 +151,9 @@ class ViewELBO(StepELBO):
     ) -> Plan:
         """How each site is computed, and why, as a frozen record that prints as a table."""
         with torch.no_grad():
-            return plan_of(self._evaluate(model, guide, args, kwargs)[1])
+            return plan_of(self._evaluate(model, guide, args, kwargs)[1].terms())
 
-    def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms]:
+    def _evaluate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Record]:
         particles = self._particles(Program(model, guide, args, kwargs))
         objective = self._objective(particles)
         return objective, record(particles, objective, self._weights().default, self.log_evidence)
@@ -187,26 +188,28 @@ class ViewELBO(StepELBO):
             )
 
     def _objective(self, particles: list[Particle]) -> Tensor:
-        reconstruction: Any = 0.0
-        kl_by_site: dict[str, Any] = {}
+        likelihoods: list[Tensor] = []
+        kls: dict[str, list[Tensor]] = {}
         branches = [branch for particle in particles for branch in particle.branches]
         for site in (site for branch in branches for site in branch.sites.values()):
             if site.beta is None:
-                reconstruction = reconstruction + site.total()
+                likelihoods.append(site.total())
             elif not is_zero(site.beta):
-                total = site.total()
-                weighted = factor_of(total, site.beta) * total
-                kl_by_site[site.name] = kl_by_site.get(site.name, 0.0) - weighted
+                kls.setdefault(site.name, []).append(times(site.kl(), site.beta))
         objective = self.objective(
-            torch.as_tensor(reconstruction / self.num_particles),
-            {name: kl / self.num_particles for name, kl in kl_by_site.items()},
+            torch.as_tensor(self._average(likelihoods)),
+            {name: self._average(kl) for name, kl in kls.items()},
         )
         if not isinstance(objective, Tensor) or objective.dim():
             raise TypeError(
                 f"{type(self).__name__}.objective must return a 0-dim tensor, not {objective!r}"
             )
         surrogates = [branch.surrogate for branch in branches if branch.surrogate is not None]
-        return objective + sum(surrogates) / self.num_particles if surrogates else objective
+        return objective + self._average(surrogates) if surrogates else objective
+
+    def _average(self, values: Sequence[Tensor]) -> Any:
+        total = sum_of(values)
+        return total if self.num_particles == 1 else total / self.num_particles
 
     def _check_affine(self, site: str) -> None:
         if type(self).objective is not ViewELBO.objective:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import Delta, Independent, MaskedDistribution
-from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
-from ..weighting import factor_of, unweighted
+from ..weighting import unweighted, weighed
 from .cost import Cost
 from .dependencies import Order
 from .sites import LatentSite, has_base, same_mask, same_scale
@@ -28,7 +28,7 @@ __all__ = ["Choice", "Form", "choose", "closed_entropy"]
 Form = Literal["kl", "entropy"] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Choice:
     """The form that was chosen for a latent.
 
@@ -120,10 +120,10 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
     shape = torch.broadcast_shapes(shape, prior.batch_shape) if enumerating else shape
     if kl.shape != shape or guide.event_shape != prior.event_shape:
         return ()
-    cost = _cost(site.density, -kl, dims)
+    cost = _cost(site.density, kl, dims).negated()
     if not event_dim:
         return (cost,)
-    return cost, _cost(site.density, -kl_per_dimension, dims, event_dim)
+    return cost, _cost(site.density, kl_per_dimension, dims, event_dim).negated()
 
 
 def _independent_dims(guide: Any, prior: Any) -> int:
@@ -151,7 +151,7 @@ def _cost(site: Any, value: Tensor, dims: Mapping[int, str], event_dim: int = 0)
     on_event = (..., *(None,) * event_dim)
     mask_of_each = mask[on_event] if isinstance(mask, Tensor) else mask
     scale_of_each = scale[on_event] if isinstance(scale, Tensor) and scale.dim() else scale
-    value = scale_and_mask(value, factor_of(value, scale_of_each), mask_of_each)
+    value = weighed(value, scale_of_each, mask_of_each)
     return Cost(value, site["cond_indep_stack"], scale, mask is not None, dims, event_dim)
 
 

@@ -60,7 +60,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
     def _particle(self, branches: Sequence[tuple[Any, Any]], program: Program) -> Particle:
         costs = [self._branch(*pair, program) for pair in branches]
         model_trace, guide_trace = branches[-1]
-        return Particle(costs, plate_indices(guide_trace) | plate_indices(model_trace))
+        return Particle(costs, plate_indices(guide_trace, model_trace))
 
     def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
         model, guide = sample_sites(model_trace), sample_sites(guide_trace)

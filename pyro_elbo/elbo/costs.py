@@ -31,7 +31,7 @@ Parts = Mapping[str, tuple[Cost, ...]]
 Built = tuple[tuple[Cost, ...], dict[str, tuple[Cost, ...]], dict[str, str]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SiteCosts:
     """The costs of one site or group, and how they were had.
 
@@ -63,10 +63,19 @@ class SiteCosts:
     scores: tuple[Score, ...] = ()
     is_density: bool = True
 
+    @property
+    def described(self) -> tuple[Any, ...]:
+        """What is said of the site beside its numbers, in the order of ``SiteTerms``."""
+        described = (self.role, self.beta, self.how, self.why, self.gradient, self.members)
+        return *described, self.is_density
+
     def total(self) -> Tensor:
-        """The sum of the costs."""
-        first, *others = [cost.value.sum() for cost in self.costs]
-        return sum(others, start=first)
+        """The sum of the costs: what the site adds to the ELBO."""
+        return _sum(self.costs, 1)
+
+    def kl(self) -> Tensor:
+        """Minus the total."""
+        return _sum(reversed(self.costs), -1)
 
     def map(self, change: Callable[[Cost], Cost]) -> SiteCosts:
         """The same site with every cost changed, each once."""
@@ -82,6 +91,14 @@ class SiteCosts:
             },
             closed=None if self.closed is None else changed[id(self.closed)],
         )
+
+
+def _sum(costs: Iterable[Cost], sign: int) -> Tensor:
+    total = None
+    for cost in costs:
+        total = cost.add_to(total, sign)
+    assert total is not None
+    return total
 
 
 def weighted_costs(sites: Iterable[SiteCosts]) -> list[WeightedCost]:
@@ -139,7 +156,7 @@ def latent_costs(
         record_samples: Whether sampled log-densities are recorded beside a closed form.
     """
     if choice.cost is not None:
-        site.density["log_prob"] = choice.cost.value
+        site.density["log_prob"] = choice.cost.magnitude
         check_shape(site.density, max_plate_nesting)
     build = _closed_kl if choice.form == "kl" else _sampled_prior
     costs, parts, how = build(site, choice, max_plate_nesting)

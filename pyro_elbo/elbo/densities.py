@@ -6,24 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import is_validation_enabled
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ..weighting import factor_of, unweighted
+from ..decisions import decide
+from ..weighting import unweighted, weighed
 from .cost import Cost
 
 __all__ = ["check_shape", "log_density", "minus_log_guide", "score_function", "unscaled_log_prob"]
 
 
+_NO_SCORE: Any = 0
+
+
 def log_density(site: Any, max_plate_nesting: float) -> Cost:
     """A model site's log-density, under its own scale and mask."""
     scale, mask = unweighted(site)
-    log_prob = unscaled_log_prob(site)
-    value = site["log_prob"] = scale_and_mask(log_prob, factor_of(log_prob, scale), mask)
+    value = site["log_prob"] = weighed(unscaled_log_prob(site), scale, mask)
     check_shape(site, max_plate_nesting)
     return Cost(value, site["cond_indep_stack"], scale, mask is not None, _dims(site))
 
@@ -32,15 +41,14 @@ def minus_log_guide(site: Any, max_plate_nesting: float) -> Cost:
     """Minus a guide site's log-density; its gradient leaves out what the score function carries."""
     scale, mask = unweighted(site)
     parts = _score_parts(site)
-    factor = factor_of(parts.log_prob, scale)
-    value = site["log_prob"] = scale_and_mask(parts.log_prob, factor, mask)
+    value = site["log_prob"] = weighed(parts.log_prob, scale, mask)
     check_shape(site, max_plate_nesting)
-    if is_identically_zero(parts.entropy_term):
+    if parts.entropy_term is not parts.log_prob and is_identically_zero(parts.entropy_term):
         value = value.detach()
     elif parts.entropy_term is not parts.log_prob:
-        pathwise = scale_and_mask(parts.entropy_term, factor, mask)
+        pathwise = weighed(parts.entropy_term, scale, mask)
         value = pathwise + (value - pathwise).detach()
-    return Cost(-value, site["cond_indep_stack"], scale, mask is not None, _dims(site))
+    return Cost(value, site["cond_indep_stack"], scale, mask is not None, _dims(site), sign=-1)
 
 
 def score_function(site: Any) -> Tensor | None:
@@ -53,7 +61,7 @@ def score_function(site: Any) -> Tensor | None:
 
 def unscaled_log_prob(site: Any) -> Tensor:
     """A site's log-density without scale and mask."""
-    log_prob: Tensor = _once(site, "unscaled_log_prob", site["fn"].log_prob)
+    log_prob: Tensor = _once(site, "unscaled_log_prob", _log_prob)
     return log_prob
 
 
@@ -63,14 +71,39 @@ def check_shape(site: Any, max_plate_nesting: Any) -> None:
     Raises:
         ValueError: It does not, and validation is on.
     """
-    if is_validation_enabled():
-        without_dims: Any = {**site, "infer": {}}
+    is_scalar = not site["log_prob"].dim() and not site["cond_indep_stack"]
+    if is_validation_enabled() and not is_scalar:
+        without_dims: Any = {**site, "infer": {}} if "_enumerate_dim" in site["infer"] else site
         check_site_shape(without_dims, max_plate_nesting)
 
 
 def _score_parts(site: Any) -> ScoreParts:
-    parts: ScoreParts = _once(site, "unscaled_score_parts", site["fn"].score_parts)
+    parts: ScoreParts = _once(site, "unscaled_score_parts", _parts)
     return parts
+
+
+def _log_prob(site: Any) -> Tensor:
+    if _is_at_its_point(site):
+        log_density: Tensor = site["fn"].log_density
+        return log_density
+    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return log_prob
+
+
+def _parts(site: Any) -> ScoreParts:
+    if _is_at_its_point(site):
+        log_density = site["fn"].log_density
+        return ScoreParts(log_density, _NO_SCORE, log_density)
+    parts: ScoreParts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
+    return parts
+
+
+def _is_at_its_point(site: Any) -> bool:
+    """Whether the value of a point mass is its point, so that nothing needs to be compared."""
+    fn, value = site["fn"], site["value"]
+    if type(fn) is not Delta or fn.log_density.shape != fn.batch_shape:
+        return False
+    return decide(lambda: value.is_set_to(fn.v))
 
 
 def _dims(site: Any) -> Any:
@@ -84,12 +117,12 @@ def _may_be_partial(fn: Any) -> bool:
     return type(fn).score_parts is not Distribution.score_parts
 
 
-def _once(site: Any, key: str, density: Callable[..., Any]) -> Any:
+def _once(site: Any, key: str, density: Callable[[Any], Any]) -> Any:
     """Evaluate a density at a site's value; what has a graph is kept for the next who asks."""
     if key in site:
         return site[key]
     try:
-        value = density(site["value"], *site["args"], **site["kwargs"])
+        value = density(site)
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"at site {site['name']!r}: {error}") from error

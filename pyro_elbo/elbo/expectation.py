@@ -131,7 +131,7 @@ class GuideExpectation:
         factors = _ancestors(upstream, value, site if closed else None)
         value = self._weigh(value, places.keys(), factors) if factors else value
         expected = unpack(value, places)
-        return replace(cost, value=expected / branches if branches != 1 else expected)
+        return cost.with_value(expected / branches if branches != 1 else expected)
 
     def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
         for symbol in value._pyro_dims:

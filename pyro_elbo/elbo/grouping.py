@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import Delta
 from pyro.poutine.util import site_is_factor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ..weighting import constrained_name
 from .dependencies import Order
@@ -18,6 +17,7 @@ from .sites import LatentSite, has_base
 __all__ = ["group_latents"]
 
 Sites = Mapping[str, Any]
+Dimensions = tuple[int, int]
 
 
 def group_latents(
@@ -35,34 +35,30 @@ def group_latents(
         marginals: The groups of sites that the model marginalises.
         order: The order of the sites.
     """
-    owners = _owners(priors, guide, order)
-    by_owner = {name: _marginal_of(name, owners, marginals) for name in owners.values()}
-    first: dict[Any, str] = {}
-    for owner, marginal in by_owner.items():
-        first.setdefault(owner if marginal is None else id(marginal), owner)
-    merged = {
-        owner: first[owner if marginal is None else id(marginal)]
-        for owner, marginal in by_owner.items()
-    }
-    for name in dict.fromkeys(merged.values()):
-        members = [member for member, owner in owners.items() if merged[owner] == name]
+    groups: dict[str, list[str]] = {}
+    for member, owner in _owners(priors, guide, order).items():
+        groups.setdefault(owner, []).append(member)
+    for names, members, summed in _merged(groups, marginals):
         on_guide = {member: guide[member] for member in members if member in guide}
         on_model = {member: priors[member] for member in members if member in priors}
-        role = _role(name, on_model, on_guide)
-        if sum(owner == name for owner in merged.values()) > 1:
-            role = "joint"
-        summed = by_owner[name]
+        role = _role(names[0], on_model, on_guide) if len(names) == 1 else "joint"
+        is_density = _is_density(on_model, on_guide)
         kept = {n: s for n, s in on_model.items() if summed is None or n not in summed.latents}
-        yield LatentSite(name, role, kept, on_guide, summed, _is_density(on_model, on_guide))
+        yield LatentSite(names[0], role, kept, on_guide, summed, is_density)
 
 
-def _marginal_of(
-    owner: str, owners: Mapping[str, str], marginals: Sequence[Marginal]
-) -> Marginal | None:
-    for marginal in marginals:
-        if any(owners[latent] == owner for latent in marginal.latents):
-            return marginal
-    return None
+def _merged(
+    groups: Mapping[str, list[str]], marginals: Sequence[Marginal]
+) -> Iterator[tuple[list[str], list[str], Marginal | None]]:
+    """The groups, those that hang on one marginal in one; each with its names and members."""
+    merged: dict[Any, tuple[list[str], list[str], Marginal | None]] = {}
+    for name, members in groups.items():
+        summed = next((m for m in marginals if not set(members).isdisjoint(m.latents)), None)
+        key = name if summed is None else id(summed)
+        names, own, _ = merged.setdefault(key, ([], [], summed))
+        names.append(name)
+        own += members
+    yield from merged.values()
 
 
 def _owners(priors: Sites, guide: Sites, order: Order) -> dict[str, str]:
@@ -104,28 +100,36 @@ def _is_density(on_model: Sites, on_guide: Sites) -> bool:
     auxiliaries = [site for name, site in on_guide.items() if name not in on_model]
     if not deltas:
         return True
-    needed = _total(_dimensions(on_guide[name], on_model[name]["fn"]) for name in deltas)
-    held = [site for site in auxiliaries if not _is_delta(site) and not site_is_factor(site)]
-    return needed == _total(_dimensions(site, site["fn"]) for site in held)
+    needed = [_dimensions(on_guide[name], on_model[name]["fn"]) for name in deltas]
+    held = [
+        _dimensions(site, site["fn"])
+        for site in auxiliaries
+        if not _is_delta(site) and not site_is_factor(site)
+    ]
+    return needed == held or _total(needed) == _total(held)
 
 
 def _is_delta(site: Any) -> bool:
     return has_base(site["fn"], Delta)
 
 
-def _total(dimensions: Iterable[Counter[str]]) -> Counter[str]:
-    return sum(dimensions, Counter())
+def _total(dimensions: Sequence[Dimensions]) -> Dimensions:
+    return sum(discrete for discrete, _ in dimensions), sum(other for _, other in dimensions)
 
 
-def _dimensions(site: Any, fn: Any) -> Counter[str]:
-    """How many coordinates a value has when its support's constraints are taken off."""
+def _dimensions(site: Any, fn: Any) -> Dimensions:
+    """How many discrete and continuous coordinates a value has, constraints taken off."""
     shape = site["value"].shape
     try:
-        if fn.support.is_discrete:
-            return Counter(discrete=shape.numel())
-        return Counter(continuous=biject_to(fn.support).inverse_shape(shape).numel())
+        support = fn.support
+        if support.is_discrete:
+            return shape.numel(), 0
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        shape = biject_to(support).inverse_shape(shape) if support.event_dim else shape
+        return 0, shape.numel()
     except NotImplementedError:
-        return Counter(continuous=shape.numel())
+        return 0, shape.numel()
 
 
 def _role(name: str, on_model: Mapping[str, Any], on_guide: Mapping[str, Any]) -> str:

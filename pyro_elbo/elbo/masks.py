@@ -17,7 +17,7 @@ def lift_masks(trace: Any) -> None:
     The density is then that which the sample has, as its score and its expectations need it.
     """
     for site in trace.nodes.values():
-        while site["type"] == "sample" and isinstance(site["fn"], MaskedDistribution):
+        while site["type"] == "sample" and type(site["fn"]) is MaskedDistribution:
             add_mask(site, site["fn"]._mask)
             site["fn"] = site["fn"].base_dist
 

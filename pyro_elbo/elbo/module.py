@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
 from .nonfinite import drop_gradients, nonfinite_gradients
 from .shards import ddp_group, own_subsamples
+from .tracers import ParamCapture
 
 __all__ = ["BetaELBOModule"]
 
@@ -86,7 +86,7 @@ class BetaELBOModule(ELBOModule):
 
     def _checked_forward(self, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         before = {id(parameter) for parameter in self.parameters()}
-        with poutine.trace(param_only=True) as captured:
+        with ParamCapture() as captured:
             loss = forward(*args, **kwargs)
         held = {id(parameter) for parameter in self.parameters()}
         if ddp_group() is not None and not held <= before:
@@ -95,10 +95,8 @@ class BetaELBOModule(ELBOModule):
                 "DistributedDataParallel, which does not know them; "
                 "call elbo(model, guide)(*args) under torch.no_grad() before it is wrapped"
             )
-        for name, site in captured.trace.nodes.items():
-            value: Any = site["value"]
-            unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value
-            if id(unconstrained) not in held:
+        for name, parameter in captured.parameters.items():
+            if id(parameter) not in held:
                 raise ValueError(
                     f"parameter {name!r} belongs to no module, so module.parameters() lacks it; "
                     "make it a PyroParam of a PyroModule; if it is one, Pyro's store has an older "

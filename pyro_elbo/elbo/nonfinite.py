@@ -18,7 +18,6 @@ __all__ = [
     "drop_gradients",
     "nonfinite_gradients",
     "nonfinite_terms",
-    "parameters_of",
     "sites_to_blame",
 ]
 
@@ -66,15 +65,6 @@ class NonFinitePolicy:
         self.num_skipped += 1
         if self.num_skipped == 1:
             warnings.warn(f"skipped: {error}", UserWarning, stacklevel=4)
-
-
-def parameters_of(trace: Any) -> dict[str, Tensor]:
-    """The unconstrained leaves behind a trace's parameters, by name."""
-    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
-    return {
-        name: value.unconstrained() if hasattr(value, "unconstrained") else value
-        for name, value in values.items()
-    }
 
 
 def nonfinite_gradients(parameters: Mapping[str, Tensor]) -> dict[str, str]:

@@ -138,7 +138,7 @@ def without_scores(site: SiteCosts, guide: Mapping[str, Any]) -> SiteCosts:
     numbers = {id(cost) for cost, name in costs if not has_base(guide[name]["fn"], Delta)}
 
     def detached(cost: Cost) -> Cost:
-        return replace(cost, value=cost.value.detach()) if id(cost) in numbers else cost
+        return cost.with_value(cost.value.detach()) if id(cost) in numbers else cost
 
     gradient = site.gradient if site.beta is None else "path derivative"
     return replace(site.map(detached), gradient=gradient)

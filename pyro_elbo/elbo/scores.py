@@ -16,7 +16,7 @@ from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
 from ..errors import UnsupportedSiteError
-from ..weighting import factor_of
+from ..weighting import times
 from .baselines import Baseline
 from .cost import Cost
 from .densities import score_function
@@ -100,6 +100,4 @@ def score_surrogate(
 
 def _weighted(cost: WeightedCost) -> tuple[tuple[Any, ...], Tensor]:
     weight, of = cost
-    value = of.value.detach()
-    is_one = isinstance(weight, float) and weight == 1.0
-    return of.stack, value if is_one else factor_of(value, weight) * value
+    return of.stack, times(of.value.detach(), weight)

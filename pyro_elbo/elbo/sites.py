@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from operator import eq
 from typing import Any
 
@@ -19,7 +19,7 @@ from .marginals import Marginal
 __all__ = ["LatentSite", "has_base", "same_mask", "same_scale"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LatentSite:
     """A latent as a view sees it: one site, or a group whose density cannot be split.
 
@@ -97,7 +97,7 @@ class LatentSite:
 def _is_copy(site: Any, auxiliary: Any) -> bool:
     """Whether a Delta repeats an auxiliary's sample, with no Jacobian, and counts as often."""
     fn = site["fn"]
-    if not isinstance(fn, Delta) or fn.batch_shape != auxiliary["fn"].batch_shape:
+    if not is_kind(type(fn), Delta) or fn.batch_shape != auxiliary["fn"].batch_shape:
         return False
     return (
         decide(lambda: site["value"].is_set_to(auxiliary["value"]) and not fn.log_density.any())
@@ -132,7 +132,15 @@ def _is_identity(transform: Any) -> bool:
 def has_base(fn: Any, kinds: Any) -> bool:
     """Whether a distribution, or one that it wraps, is of one of the kinds."""
     while fn is not None:
-        if isinstance(fn, kinds):
+        if is_kind(type(fn), kinds):
             return True
         fn = getattr(fn, "base_dist", None)
     return False
+
+
+def _is_kind(cls: Any, kinds: Any) -> bool:
+    return issubclass(cls, kinds)
+
+
+is_kind: Callable[[Any, Any], bool] = cache(_is_kind)
+"""Whether a class is one of some kinds; asking its metaclass each time would be slow."""

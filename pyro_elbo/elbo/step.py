@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer.util import torch_backward
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -23,11 +22,11 @@ from .nonfinite import (
     drop_gradients,
     nonfinite_gradients,
     nonfinite_terms,
-    parameters_of,
     sites_to_blame,
 )
 from .recording import Particle
 from .shards import ddp_group
+from .tracers import ParamCapture
 
 __all__ = ["StepELBO"]
 
@@ -37,7 +36,7 @@ GradientHook = Callable[[Mapping[str, Tensor]], None]
 class StepELBO(CostingELBO):
     """Takes gradients only where every term and every gradient is finite."""
 
-    _terms: Any
+    terms: Any
     differentiable_loss: Callable[..., Tensor]
     _particles: Callable[[Program], Sequence[Particle]]
 
@@ -63,9 +62,9 @@ class StepELBO(CostingELBO):
         There are none where the step is refused. No hook sees them, and no step is counted.
         """
         state = torch.get_rng_state()
-        with poutine.trace(param_only=True) as captured:
+        with ParamCapture() as captured:
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        value, parameters = float(loss.detach()), parameters_of(captured.trace)
+        value, parameters = float(loss.detach()), captured.parameters
         if math.isfinite(value):
             torch_backward(loss, retain_graph=self.retain_graph)
         bad = nonfinite_gradients(parameters)
@@ -102,7 +101,7 @@ class StepELBO(CostingELBO):
 
     def _admitted(self, loss: Tensor) -> Tensor:
         if not math.isfinite(loss.detach()):
-            what = nonfinite_terms(self._terms)
+            what = nonfinite_terms(self.terms)
             self._refuse(what)
             if (group := ddp_group()) is not None and group.size() > 1:
                 raise NonFiniteError(
@@ -124,7 +123,7 @@ class StepELBO(CostingELBO):
     ) -> str:
         """What is not finite, from the terms, or from the same evaluation once more."""
         if not bad:
-            return nonfinite_terms(self._terms)
+            return nonfinite_terms(self.terms)
         name, kind = next(iter(bad.items()))
         if not self._nonfinite.is_shown:
             return f"the gradient of parameter {name!r} is {kind}"

@@ -20,10 +20,12 @@ from torch import Tensor
 from ..errors import UnsupportedSiteError
 from .dims import DimMessenger
 from .masks import lift_masks
+from .tracers import replayed, traced
 
 __all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
 
 Pair = tuple[Any, Any]
+_ASKS = {"enumerate", "_enumerate_dim", "_enum_total"}
 REMEDY = "sample it, without infer={'enumerate': ...}, or use a guide or a loss that can"
 
 
@@ -151,9 +153,8 @@ def trace_pair(model: Any, guide: Any, args: Any, kwargs: Any) -> Pair:
             if site_is_subsample(site):
                 model_trace.nodes[name] = site
     else:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=_to_replay(guide_trace))
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        guide_trace = traced(guide, args, kwargs)
+        model_trace = traced(replayed(model, _to_replay(guide_trace)), args, kwargs)
     return model_trace, guide_trace
 
 
@@ -191,11 +192,8 @@ def check_messenger(model: Any, guide: Any) -> None:
 
 def is_enumerating(pair: Pair) -> bool:
     """Whether a site of a trace pair was enumerated, in parallel or in sequence."""
-    return any(
-        "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]
-        for trace in pair
-        for site in sample_sites(trace).values()
-    )
+    infers = (infer for trace in pair for _, _, infer in _asked(trace))
+    return any("_enumerate_dim" in infer or "_enum_total" in infer for infer in infers)
 
 
 def _nesting(trace: Any) -> int:
@@ -216,11 +214,18 @@ def _awaits_enumeration(pair: Pair) -> bool:
 
 
 def _awaiting(trace: Any) -> Iterator[str]:
-    for name, site in sample_sites(trace).items():
-        infer = site["infer"]
+    for name, site, infer in _asked(trace):
         wanted = infer.get("enumerate") in ("parallel", "sequential") and not site["is_observed"]
         if wanted and "_enumerate_dim" not in infer and "_enum_total" not in infer:
             yield name
+
+
+def _asked(trace: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The sites with a density that are, or are to be, enumerated, each with what it asks for."""
+    for name, site in trace.nodes.items():
+        infer = site.get("infer")
+        if infer and not _ASKS.isdisjoint(infer) and _has_density(site):
+            yield name, site, infer
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
@@ -229,20 +234,19 @@ def sample_sites(trace: Any) -> dict[str, Any]:
 
 
 def _has_density(site: Any) -> bool:
-    return (
-        site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    )
+    is_drawn = site["type"] == "sample" and not site_is_subsample(site)
+    return is_drawn and not site["infer"].get("_deterministic")
 
 
-def plate_indices(trace: Any) -> dict[str, Tensor]:
-    """A copy of the indices of each plate's data, by plate name."""
-    return {
-        name: torch.as_tensor(site["value"]).clone()
+def plate_indices(*traces: Any) -> dict[str, Tensor]:
+    """A copy of the indices of each plate's data, by plate name; the last trace has the say."""
+    indices = {
+        name: site["value"]
+        for trace in traces
         for name, site in trace.nodes.items()
         if site_is_subsample(site)
     }
+    return {name: torch.as_tensor(value).clone() for name, value in indices.items()}
 
 
 def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class RatioELBO(TraceGap_ELBO):
     def ratios(self, model: Any, guide: Any, args: Any, kwargs: Any) -> ELBOTerms:
         """The terms of one evaluation, nothing scaled."""
         with torch.no_grad():
-            return self._evaluate(model, guide, args, kwargs)[1]
+            return self._evaluate(model, guide, args, kwargs)[1].terms()
 
     def closed_form(self, site: LatentSite) -> Form:
         """Nothing, but here each latent is checked for what would make the weights wrong."""

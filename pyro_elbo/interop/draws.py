@@ -172,7 +172,7 @@ class Sampler:
         with SetSites(self.indices):
             terms = self.elbo.decompose(self.model, self.guide, *self.args, **self.kwargs)
         sites, guide = self.elbo.pair
-        self.indices = plate_indices(guide) | plate_indices(sites)
+        self.indices = plate_indices(guide, sites)
         self.indices.pop(PARTICLES, None)
         latents = {n: site for n, site in sample_sites(sites).items() if not site["is_observed"]}
         model = self._sampled_model(sites, latents)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.util import zero_grads
 from pyro.poutine.runtime import _PYRO_STACK
@@ -18,7 +17,7 @@ from ..capture.evaluation import Evaluation, weights_of
 from ..capture.flat import FlatParameters
 from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
-from ..elbo.nonfinite import parameters_of
+from ..elbo.tracers import ParamCapture
 
 __all__ = ["CompiledSVI"]
 
@@ -194,9 +193,9 @@ class CompiledSVI(SVI):
             self._elbo._count_evaluation()
 
     def _eager(self, args: Any, kwargs: Any, given: Given | None) -> float:
-        with poutine.trace(param_only=True) as captured:
+        with ParamCapture() as captured:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        named = parameters_of(captured.trace)
+        named = captured.parameters
         moved = {name: p for name, p in named.items() if p.grad is not None}
         parameters = set(named.values())
         self.optim(parameters)

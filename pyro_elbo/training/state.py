@@ -7,11 +7,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from ..elbo.baselines import averages
-from ..elbo.nonfinite import parameters_of
+from ..elbo.tracers import ParamCapture
 from .constraints import decode, encode
 from .run import loss_of
 
@@ -22,9 +21,9 @@ State = dict[str, Any]
 
 def parameters_seen(run: Callable[[], Any]) -> dict[str, Tensor]:
     """The unconstrained parameters that a call meets, by name."""
-    with poutine.trace(param_only=True) as captured:
+    with ParamCapture() as captured:
         run()
-    return parameters_of(captured.trace)
+    return captured.parameters
 
 
 def modules_of(stepper: Any) -> dict[str, nn.Module]:
