@@ -17,7 +17,7 @@ from . import diagnostics, evidence, reference, schedules, steppers
 from .elbo import BetaELBOMixin, TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from .errors import NonFiniteError, StopTraining, UnsupportedSiteError
 from .interop import to_inference_data
-from .steppers import VariationalEM
+from .steppers import CompiledSVI, VariationalEM
 from .terms import ELBOTerms
 from .training import History, fit
 
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BetaELBOMixin",
+    "CompiledSVI",
     "ELBOTerms",
     "History",
     "NonFiniteError",
