@@ -130,11 +130,11 @@ def capture(evaluation: Evaluation) -> Captured:
     return Captured(graph, list(weights), noise, read, layout)
 
 
-def weights_of(loss: Any) -> dict[str, float]:
-    """The weights that are not 0, by the name that the mapping of weights has for them."""
+def weights_of(loss: Any, ahead: int = 0) -> dict[str, float]:
+    """The weights that are not 0, now or some steps ahead, by their names in the mapping."""
     if not hasattr(loss, "_weights"):
         return {}
-    now = loss._weights()
+    now = loss._weights(ahead)
     named = {"*": now.default, **now.by_site}
     return {name: weight for name, weight in named.items() if not is_zero(weight)}
 

@@ -64,11 +64,11 @@ class FlatGroup:
         for part, parameter in zip(vector.split(sizes), self.parameters, strict=True):
             yield part.view(parameter.shape)
 
-    def numbers(self) -> list[float]:
-        """What the update needs to know of the next step."""
+    def numbers(self, ahead: int = 0) -> list[float]:
+        """What the update needs to know of the next step, or of one some steps ahead of it."""
         if self.update is None:
             return []
-        numbers: list[float] = self.update.numbers(self._options[0], self.step + 1)
+        numbers: list[float] = self.update.numbers(self._options[0], self.step + 1 + ahead)
         return numbers
 
     def count(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..terms import ELBOTerms
 from .arguments import Arguments
@@ -20,6 +22,9 @@ from .surroundings import Surroundings
 __all__ = ["Outcome", "Program"]
 
 EVERY = 1024
+
+Ahead = Sequence[Mapping[str, float]]
+"""The weights by name, of the next step and of those after it."""
 
 
 class Outcome:
@@ -59,7 +64,7 @@ class Outcome:
 
 
 class Program:
-    """A step of one loss at arguments of one kind.
+    """A step of one loss at arguments of one kind, or several steps in one call.
 
     Args:
         evaluation: The loss with its program.
@@ -67,6 +72,9 @@ class Program:
         flat: The parameters.
         compiles: Whether to compile the graph, rather than to replay it.
         max_nodes: The largest graph that is compiled.
+        in_background: Whether to compile in a thread, and to replay the graph meanwhile.
+        num_steps: How many steps a call takes, where that is possible: where the graph draws its
+            noise beforehand, holds every optimiser, and moves no buffers.
 
     Raises:
         Exception: Whatever stands in the way of capturing the evaluation.
@@ -79,67 +87,94 @@ class Program:
         flat: FlatParameters,
         compiles: bool,
         max_nodes: int,
+        in_background: bool = False,
+        num_steps: int = 1,
     ) -> None:
         start = perf_counter()
         self.captured = capture(evaluation)
-        self.step = step_graph(self.captured, flat, arguments.tensors)
+        self.why_single = self._why_single(evaluation, flat) if num_steps > 1 else ""
+        self.size = 1 if self.why_single else num_steps
+        self.step = step_graph(self.captured, flat, arguments.tensors, self.size)
+        self._noise = self.captured.noise.repeated(self.size)
         self._key, self._flat_key = arguments.key, flat.key
         self._surroundings = Surroundings(evaluation.model, evaluation.guide)
         self._evaluation = evaluation
         self.num_nodes = len(self.step.graph.graph.nodes)
-        self.num_steps = 0
+        self.num_steps = self.num_calls = 0
         self.why_replayed = "" if not compiles else self._why_replayed(max_nodes)
-        self.is_compiled = compiles and not self.why_replayed
+        self.is_compiled, self.compile_seconds = False, 0.0
         self._run: Callable[..., Any] = self.step.graph
-        self.capture_seconds, start = perf_counter() - start, perf_counter()
-        if self.is_compiled:
-            self._compile(self._inputs(arguments, flat, self._example_numbers(flat)))
-        self.compile_seconds = perf_counter() - start
+        self._job: Thread | None = None
+        self.capture_seconds = perf_counter() - start
+        if not compiles or self.why_replayed:
+            return
+        examples = self._inputs(arguments, flat, self._example_numbers(flat))
+        inputs = [tensor.clone() for tensor in examples]
+        if in_background:
+            self._job = Thread(target=self._compile, args=(inputs,), daemon=True)
+            self._job.start()
+        else:
+            self._compile(inputs)
 
-    def matches(
-        self, arguments: Arguments, flat: FlatParameters, weights: Mapping[str, float]
-    ) -> bool:
-        """Whether the program is that of a step."""
+    def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:
+        """Whether the program is that of the next steps."""
         return (
-            self._key == arguments.key
-            and self.captured.weights == list(weights)
+            self.size <= len(weights)
+            and self._key == arguments.key
+            and all(self.captured.weights == list(named) for named in weights[: self.size])
             and self._flat_key == flat.key
             and self._surroundings.hold
         )
 
-    def take(
-        self, arguments: Arguments, flat: FlatParameters, weights: Mapping[str, float]
-    ) -> Outcome:
-        """Take a step, without counting it; where something is not finite nothing moves."""
-        numbers = list(weights.values())
-        for group in flat.groups:
-            numbers += group.numbers()
-        self.captured.noise.draw()
+    def take(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> list[Outcome]:
+        """Take the steps of a call, without counting them.
+
+        From a step on in which something is not finite nothing moves.
+        """
+        numbers: list[float] = []
+        for step in range(self.size):
+            numbers += weights[step].values()
+            for group in flat.groups:
+                numbers += group.numbers(step)
+        self._noise.draw()
         with torch.no_grad():
             outputs = self._run(*self._inputs(arguments, flat, numbers))
-        return Outcome(outputs, self, weights)
+        steps = zip(self.step.steps(outputs), weights, strict=False)
+        return [Outcome(own, self, named) for own, named in steps]
+
+    def draw_again(self, num_steps: int) -> None:
+        """Bring the generators to where they are after the first so many steps of a call."""
+        self._noise.draw(num_steps)
 
     @property
     def explanation(self) -> str:
         """How its steps are taken, in words."""
-        how = f"compiled in {self.compile_seconds:.1f} s"
-        if not self.is_compiled:
-            how = "replayed" + (f", since {self.why_replayed}" if self.why_replayed else "")
+        how = "replayed" + (f", since {self.why_replayed}" if self.why_replayed else "")
+        if self.is_compiled:
+            how = f"compiled in {self.compile_seconds:.1f} s"
+        elif self._job is not None and self._job.is_alive():
+            how = "replayed while it is compiled"
         return (
-            f"{self.num_steps} steps of a graph of {self.num_nodes} operations, captured in "
-            f"{self.capture_seconds:.1f} s, {how}"
+            f"{self.num_steps} steps of a graph of {self.num_nodes} operations, "
+            f"{self._size}captured in {self.capture_seconds:.1f} s, {how}"
         )
+
+    @property
+    def _size(self) -> str:
+        if self.why_single:
+            return f"one step a call, since {self.why_single}, "
+        return f"{self.size} steps a call, " if self.size > 1 else ""
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to compare a step with eager."""
-        count = self.num_steps
+        count = self.num_calls
         return count & (count - 1) == 0 or count % EVERY == 0
 
     def check_take(
-        self, arguments: Arguments, flat: FlatParameters, weights: Mapping[str, float]
-    ) -> Outcome | str:
-        """Take a step where eager agrees; else why it does not, and nothing moves."""
+        self, arguments: Arguments, flat: FlatParameters, weights: Ahead
+    ) -> list[Outcome] | str:
+        """Take the steps where eager agrees; else why it does not, and nothing moves."""
         moved = [*flat.vectors, *self._evaluation.buffers]
         copies = [tensor.clone() for tensor in moved]
         try:
@@ -149,7 +184,8 @@ class Program:
                     self.captured.layout.check(terms)
         except Exception as error:
             return f"{type(error).__name__}: {_first_line(error)}"
-        outcome = self.take(arguments, flat, weights)
+        outcomes = self.take(arguments, flat, weights)
+        outcome = outcomes[0]
         if outcome.is_finite and not outcome.agrees(objective):
             with torch.no_grad():
                 for tensor, copy in zip(moved, copies, strict=True):
@@ -159,7 +195,7 @@ class Program:
                 f"{float(objective):.6g}: it hangs on something that changed unseen (a value in a "
                 "branch, an attribute of an object); pass it as a tensor"
             )
-        return outcome
+        return outcomes
 
     def _inputs(
         self, arguments: Arguments, flat: FlatParameters, numbers: list[float]
@@ -167,14 +203,23 @@ class Program:
         return [
             torch.tensor(numbers, dtype=torch.float64),
             *flat.vectors,
-            *self.captured.noise.inputs,
+            *self._noise.inputs,
             *self.captured.read,
             *arguments.tensors,
         ]
 
     def _example_numbers(self, flat: FlatParameters) -> list[float]:
         count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
-        return [0.0] * count
+        return [0.0] * count * self.size
+
+    def _why_single(self, evaluation: Evaluation, flat: FlatParameters) -> str:
+        if not self.captured.noise.is_all:
+            return "it draws from distributions that depend on computed values"
+        if evaluation.buffers:
+            return "its modules have buffers"
+        if any(group.update is None for group in flat.groups):
+            return "an optimiser is not a part of the graph"
+        return ""
 
     def _why_replayed(self, max_nodes: int) -> str:
         if self.num_nodes > max_nodes:
@@ -185,11 +230,15 @@ class Program:
         return "" if has_compiler() else "there is no C++ compiler"
 
     def _compile(self, inputs: Sequence[Tensor]) -> None:
+        start = perf_counter()
+        graph = fx.GraphModule(self.step.graph, deepcopy(self.step.graph.graph))
         try:
-            self._run = compile_graph(self.step.graph, [tensor.clone() for tensor in inputs])
+            self._run = compile_graph(graph, inputs)
         except Exception as error:  # whatever the compiler cannot do, the graph can be replayed
-            self.is_compiled = False
             self.why_replayed = f"it did not compile: {type(error).__name__}: {_first_line(error)}"
+            return
+        self.compile_seconds = perf_counter() - start
+        self.is_compiled = True
 
 
 def _first_line(error: Exception) -> str:

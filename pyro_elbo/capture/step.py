@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +13,8 @@ from .flat import FlatGroup, FlatParameters
 from .private import trace_operations
 
 __all__ = ["StepGraph", "step_graph"]
+
+_ATEN = torch.ops.aten
 
 
 class _Place(NamedTuple):
@@ -24,26 +26,36 @@ class _Place(NamedTuple):
 
 
 class StepGraph(NamedTuple):
-    """A graph of a step, and how its outputs are read.
+    """A graph of one step or several, and how its outputs are read.
 
-    It takes the numbers (the weights, then those of each group's update), for each group its vector
-    and its states, the noise, what it reads, and the arguments. It moves the vectors and states in
-    place, unless something is not finite, and returns for each group that is moved outside its
-    gradient; then one vector for each dtype, of which the first begins with the objective, and
-    whether all was finite.
+    It takes the numbers (for each step the weights, then those of each group's update), for each
+    group its vector and its states, the noise of each step, what it reads, and the arguments. It
+    moves the vectors and states in place, up to a step in which something is not finite, and
+    returns for each group that is moved outside its gradient; then one vector for each dtype, of
+    which the first begins with the objective, and whether all was finite. Of several steps these
+    vectors are joined.
 
     Args:
         graph: The graph.
         num_gradients: How many gradients it returns.
         places: Where the tensors of the terms are.
+        num_steps: How many steps it takes.
     """
 
     graph: fx.GraphModule
     num_gradients: int
     places: Sequence[_Place]
+    num_steps: int
+
+    def steps(self, outputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The outputs of each step."""
+        if self.num_steps == 1:
+            return [outputs]
+        rows = [vector.view(self.num_steps, -1) for vector in outputs]
+        return [[row[step] for row in rows] for step in range(self.num_steps)]
 
     def tensors(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of the terms."""
+        """The tensors of the terms of one step."""
         vectors = outputs[self.num_gradients :]
         return [
             vectors[place.output][place.start : place.start + place.shape.numel()].view(place.shape)
@@ -51,42 +63,62 @@ class StepGraph(NamedTuple):
         ]
 
 
-def step_graph(captured: Captured, flat: FlatParameters, arguments: Sequence[Tensor]) -> StepGraph:
-    """Put an evaluation and the updates of its parameters together.
+def step_graph(
+    captured: Captured, flat: FlatParameters, arguments: Sequence[Tensor], num_steps: int = 1
+) -> StepGraph:
+    """Put an evaluation and the updates of its parameters together, once or several times.
 
     Args:
         captured: The evaluation.
         flat: The parameters.
         arguments: Tensors like those of the arguments.
+        num_steps: How many steps the graph takes.
     """
     source = captured.graph.graph
     graph = fx.Graph()
     numbers = graph.placeholder("numbers")
     groups = [_group_inputs(graph, number, group) for number, group in enumerate(flat.groups)]
-    noise = [graph.placeholder(f"noise_{i}") for i in range(len(captured.noise.inputs))]
+    num_noise = len(captured.noise.inputs)
+    noise = [graph.placeholder(f"noise_{i}") for i in range(num_steps * num_noise)]
     read = [graph.placeholder(f"read_{i}") for i in range(len(captured.read))]
     given = [graph.placeholder(f"argument_{i}") for i in range(len(arguments))]
-    select = torch.ops.aten.select.int
-    weights = [graph.call_function(select, (numbers, 0, i)) for i in range(len(captured.weights))]
-    parameters = [
-        part
-        for (value, _), group in zip(groups, flat.groups, strict=True)
-        for part in _parts(graph, value, group)
-    ]
-    inputs = [*weights, *given, *noise, *parameters, *read]
-    placeholders = [node for node in source.nodes if node.op == "placeholder"]
-    outputs: Sequence[fx.Node] = graph.graph_copy(  # type: ignore[assignment]
-        source, dict(zip(placeholders, inputs, strict=True))
-    )
-    update, places = _update_graph(captured, flat, source)
     flat_nodes = [node for value, states in groups for node in (value, *states)]
-    update_inputs = [numbers, *flat_nodes, *outputs]
-    placeholders = [node for node in update.nodes if node.op == "placeholder"]
-    result = graph.graph_copy(update, dict(zip(placeholders, update_inputs, strict=True)))
-    graph.output(result)
+    num_numbers = len(captured.weights) + sum(len(group.numbers()) for group in flat.groups)
+    kinds = {False, num_steps > 1}
+    updates = {follows: _update_graph(captured, flat, source, follows) for follows in kinds}
+    results: list[Sequence[fx.Node]] = []
+    for step in range(num_steps):
+        own = graph.call_function(
+            _ATEN.slice.Tensor, (numbers, 0, step * num_numbers, (step + 1) * num_numbers)
+        )
+        weights = [
+            graph.call_function(_ATEN.select.int, (own, 0, i)) for i in range(len(captured.weights))
+        ]
+        parameters = [
+            part
+            for (value, _), group in zip(groups, flat.groups, strict=True)
+            for part in _parts(graph, value, group)
+        ]
+        drawn = noise[step * num_noise : (step + 1) * num_noise]
+        outputs = _copied(graph, source, [*weights, *given, *drawn, *parameters, *read])
+        before = results[-1][0] if results else None
+        last = [] if before is None else [graph.call_function(_ATEN.select.int, (before, 0, 1))]
+        update = updates[before is not None]
+        results.append(_copied(graph, update, [own, *flat_nodes, *outputs, *last]))
+    graph.output(tuple(results[0] if num_steps == 1 else _stacked(graph, results)))
     module = fx.GraphModule(captured.graph, graph)
     outside = sum(group.update is None for group in flat.groups)
-    return StepGraph(module, outside, places)
+    return StepGraph(module, outside, _places_of(source, flat), num_steps)
+
+
+def _copied(graph: fx.Graph, source: fx.Graph, inputs: Sequence[fx.Node]) -> Sequence[fx.Node]:
+    placeholders = [node for node in source.nodes if node.op == "placeholder"]
+    outputs: Any = graph.graph_copy(source, dict(zip(placeholders, inputs, strict=True)))
+    return tuple(outputs)
+
+
+def _stacked(graph: fx.Graph, results: Sequence[Sequence[fx.Node]]) -> list[fx.Node]:
+    return [graph.call_function(_ATEN.cat.default, (list(v),)) for v in zip(*results, strict=True)]
 
 
 def _group_inputs(graph: fx.Graph, number: int, group: FlatGroup) -> tuple[fx.Node, list[fx.Node]]:
@@ -95,30 +127,46 @@ def _group_inputs(graph: fx.Graph, number: int, group: FlatGroup) -> tuple[fx.No
 
 
 def _parts(graph: fx.Graph, value: fx.Node, group: FlatGroup) -> list[fx.Node]:
-    aten, start, parts = torch.ops.aten, 0, []
+    start, parts = 0, []
     for parameter in group.parameters:
         end = start + parameter.numel()
-        part = graph.call_function(aten.slice.Tensor, (value, 0, start, end))
-        parts.append(graph.call_function(aten.view.default, (part, list(parameter.shape))))
+        part = graph.call_function(_ATEN.slice.Tensor, (value, 0, start, end))
+        parts.append(graph.call_function(_ATEN.view.default, (part, list(parameter.shape))))
         start = end
     return parts
 
 
-def _update_graph(
-    captured: Captured, flat: FlatParameters, source: fx.Graph
-) -> tuple[fx.Graph, list[_Place]]:
-    """The graph from the outputs of an evaluation to those of a step."""
+def _examples(source: fx.Graph) -> list[Tensor]:
     output = next(node for node in source.nodes if node.op == "output")
-    examples = [_example(node) for node in output.args[0]]
+    return [_example(node) for node in output.args[0]]
+
+
+def _places_of(source: fx.Graph, flat: FlatParameters) -> list[_Place]:
+    objective, *others = _examples(source)
+    return _places(objective, others[len(flat.parameters) :])
+
+
+def _update_graph(
+    captured: Captured, flat: FlatParameters, source: fx.Graph, follows: bool
+) -> fx.Graph:
+    """The graph from the outputs of an evaluation to those of a step.
+
+    Args:
+        captured: The evaluation.
+        flat: The parameters.
+        source: Its graph.
+        follows: Whether the step follows another, and moves nothing where that one was not finite.
+    """
+    examples = _examples(source)
     num_grads = len(flat.parameters)
-    places = _places(examples[0], examples[1 + num_grads :])
 
     def update(numbers: Tensor, *rest: Tensor) -> list[Tensor]:
         left = list(rest)
+        before = left.pop() > 0 if follows else None
         flats = [[left.pop(0) for _ in range(1 + len(group.state))] for group in flat.groups]
         objective, grads, tensors = left[0], left[1 : 1 + num_grads], left[1 + num_grads :]
         gradients = _joined(grads, flat)
-        is_finite = objective.isfinite()
+        is_finite = objective.isfinite() if before is None else before & objective.isfinite()
         for gradient in gradients:
             is_finite = is_finite & gradient.isfinite().all()
         first = len(captured.weights)
@@ -136,9 +184,10 @@ def _update_graph(
         dtype=torch.float64,
     )
     flats = [t.clone() for group in flat.groups for t in (group.value, *group.state.values())]
-    graph = trace_operations(update, numbers, *flats, *examples)
+    last = [torch.ones((), dtype=examples[0].dtype)] if follows else []
+    graph = trace_operations(update, numbers, *flats, *examples, *last)
     graph.graph.eliminate_dead_code()
-    return graph.graph, places
+    return graph.graph
 
 
 def _example(node: fx.Node) -> Tensor:

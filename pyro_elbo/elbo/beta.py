@@ -165,14 +165,15 @@ class BetaELBOMixin:
         if not self._holding:
             self.advance()
 
-    def _weights(self) -> Weights:
+    def _weights(self, ahead: int = 0) -> Weights:
+        """The weights now, or so many steps ahead."""
         if self._given_weights is not None:
             return self._given_weights
+        step = self._step_count if self._holding else self._step_count + ahead
         if not isinstance(self._beta, Mapping):
-            return Weights(weight_at(self._beta, self._step_count, "beta"))
+            return Weights(weight_at(self._beta, step, "beta"))
         values = {
-            name: weight_at(value, self._step_count, f"beta[{name!r}]")
-            for name, value in self._beta.items()
+            name: weight_at(value, step, f"beta[{name!r}]") for name, value in self._beta.items()
         }
         return Weights(values.pop(OTHERS, 1.0), values)
 

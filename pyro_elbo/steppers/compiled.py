@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +20,14 @@ from ..capture.flat import FlatParameters
 from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..elbo.tracers import ParamCapture
+from ..terms import ELBOTerms
 
 __all__ = ["CompiledSVI"]
 
 MOST_PROGRAMS = 8
 MOST_CAPTURES = 32
 
-Given = tuple[Arguments, Mapping[str, float]]
+Given = tuple[Arguments, Sequence[Mapping[str, float]]]
 
 
 class CompiledSVI(SVI):
@@ -53,7 +56,16 @@ class CompiledSVI(SVI):
         loss: A loss of this package, or any :class:`pyro.infer.ELBO` with a ``differentiable_loss``
             that looks at no value.
         compiles: Whether to compile; else the graph is run operation by operation.
+        background: Whether to compile in a thread, and to run the graph operation by operation
+            meanwhile. At which step the compiled one takes over, and rounds in its way, is then a
+            matter of time: such a run cannot be repeated bit by bit.
+        steps_per_call: How many steps a call of :meth:`step` takes, in one run of a graph of so
+            many steps where that is possible (``explain()`` says where not). It takes that many
+            times longer to compile.
         max_nodes: The most operations of a graph that is compiled.
+
+    Raises:
+        ValueError: ``steps_per_call`` is no integer >= 1.
 
     Warns:
         UserWarning: Once: training goes on eagerly, or a graph is not compiled, and why.
@@ -71,11 +83,19 @@ class CompiledSVI(SVI):
         loss: Any,
         *,
         compiles: bool = True,
+        background: bool = False,
+        steps_per_call: int = 1,
         max_nodes: int = 20_000,
     ) -> None:
+        number: Any = steps_per_call
+        if not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"steps_per_call must be an integer >= 1, not {number!r}")
         super().__init__(model, guide, optim, loss)
         self._elbo = loss
-        self._compiles, self._max_nodes = compiles, max_nodes
+        self.steps_per_call = int(steps_per_call)
+        self._losses: list[float] = []
+        self._records: list[Any] = []
+        self._compiles, self._background, self._max_nodes = compiles, background, max_nodes
         self._programs: list[Program] = []
         self._flat: FlatParameters | None = None
         self._ready: _Ready | None = None
@@ -84,20 +104,34 @@ class CompiledSVI(SVI):
         self._said: set[str] = set()
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """Take a step.
+        """Take a step, or as many as a call is to take.
 
         Args:
             *args: Of model and guide.
             **kwargs: Of both too.
 
         Returns:
-            The loss in nats, before the step.
+            The loss in nats, before the (last) step.
         """
-        given = None if self._why_eager or _PYRO_STACK else self._given(args, kwargs)
-        program = None if given is None else self._program(*given)
-        if program is None or given is None:
-            return self._eager(args, kwargs, given)
-        return self._take(program, given, args, kwargs)
+        self._losses, self._records = [], []
+        while (left := self.steps_per_call - len(self._losses)) > 0:
+            given = None if self._why_eager or _PYRO_STACK else self._given(left, args, kwargs)
+            program = None if given is None else self._program(*given)
+            if program is None or given is None:
+                self._eager(args, kwargs, given)
+            else:
+                self._take(program, given, args, kwargs)
+        return self._losses[-1]
+
+    @property
+    def last_losses(self) -> list[float]:
+        """The loss of each step of the last call, in nats."""
+        return list(self._losses)
+
+    @property
+    def last_terms(self) -> list[ELBOTerms]:
+        """The terms of each step of the last call, where the loss has terms."""
+        return [record() for record in self._records]
 
     def explain(self) -> str:
         """What is running, and why."""
@@ -106,14 +140,16 @@ class CompiledSVI(SVI):
         lines = [program.explanation for program in self._programs]
         return "\n".join(lines) or "eager: no kind of step was taken twice yet"
 
-    def _given(self, args: Any, kwargs: Any) -> Given | None:
+    def _given(self, left: int, args: Any, kwargs: Any) -> Given | None:
         try:
-            return arguments_of(args, kwargs), weights_of(self._elbo)
+            return arguments_of(args, kwargs), [weights_of(self._elbo, i) for i in range(left)]
         except TypeError as error:
             self._go_on_eagerly(str(error))
             return None
 
-    def _program(self, arguments: Arguments, weights: Mapping[str, float]) -> Program | None:
+    def _program(
+        self, arguments: Arguments, weights: Sequence[Mapping[str, float]]
+    ) -> Program | None:
         if self._flat is not None and not self._flat.is_bound(self.optim, self._is_inside):
             self._flat = None
         if self._flat is not None:
@@ -123,6 +159,9 @@ class CompiledSVI(SVI):
         ready, self._ready = self._ready, None
         if ready is None or not ready.is_for(_kind(arguments, weights), self.optim):
             return None
+        if len(weights) < self.steps_per_call or any(len(w) != len(weights[0]) for w in weights):
+            self._ready = ready
+            return None
         return self._new_program(arguments, weights, ready)
 
     @property
@@ -131,7 +170,7 @@ class CompiledSVI(SVI):
         return self._compiles and not getattr(self._elbo, "_gradient_hooks", None)
 
     def _new_program(
-        self, arguments: Arguments, weights: Mapping[str, float], ready: _Ready
+        self, arguments: Arguments, weights: Sequence[Mapping[str, float]], ready: _Ready
     ) -> Program | None:
         try:
             flat = FlatParameters(ready.parameters, self.optim, self._is_inside)
@@ -148,30 +187,42 @@ class CompiledSVI(SVI):
             evaluation = Evaluation(
                 self._elbo, self.model, self.guide, arguments, flat.parameters, buffers
             )
-            program = Program(evaluation, arguments, flat, self._compiles, self._max_nodes)
+            program = Program(
+                evaluation,
+                arguments,
+                flat,
+                self._compiles,
+                self._max_nodes,
+                self._background,
+                self.steps_per_call,
+            )
         except Exception as error:  # whatever stands in its way, eager goes on
             self._go_on_eagerly(f"it cannot be captured: {type(error).__name__}: {error}")
             return None
         self._flat, self._num_captures = flat, self._num_captures + 1
         self._programs = [program, *self._programs][:MOST_PROGRAMS]
-        if program.why_replayed:
-            self._say(f"a graph is replayed, not compiled: {program.why_replayed}")
         return program
 
-    def _take(self, program: Program, given: Given, args: Any, kwargs: Any) -> float:
+    def _take(self, program: Program, given: Given, args: Any, kwargs: Any) -> None:
         assert self._flat is not None
+        if program.why_replayed:
+            self._say(f"a graph is replayed, not compiled: {program.why_replayed}")
         arguments, weights = given
         state = torch.get_rng_state()
         take = program.check_take if program.is_due else program.take
-        outcome = take(arguments, self._flat, weights)
-        if isinstance(outcome, str):
-            self._go_on_eagerly(outcome)
-        elif outcome.is_finite:
+        outcomes = take(arguments, self._flat, weights)
+        if isinstance(outcomes, str):
+            self._go_on_eagerly(outcomes)
+            outcomes = []
+        program.num_calls += 1
+        taken = list(takewhile(lambda outcome: outcome.is_finite, outcomes))
+        for outcome in taken:
             self._move(outcome, self._flat)
-            program.num_steps += 1
-            return outcome.loss
-        torch.set_rng_state(state)
-        return self._eager(args, kwargs, None)
+        program.num_steps += len(taken)
+        if not outcomes or len(taken) < len(outcomes):
+            torch.set_rng_state(state)
+            program.draw_again(len(taken))
+            self._eager(args, kwargs, None)
 
     def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
         outside = [group for group in flat.groups if group.update is None]
@@ -191,8 +242,15 @@ class CompiledSVI(SVI):
             group.count()
         if hasattr(self._elbo, "_count_evaluation"):
             self._elbo._count_evaluation()
+        self._keep(outcome.loss)
 
-    def _eager(self, args: Any, kwargs: Any, given: Given | None) -> float:
+    def _keep(self, loss: float) -> None:
+        self._losses.append(loss)
+        if hasattr(self._elbo, "decompose"):
+            terms = self._elbo._terms
+            self._records.append(terms if callable(terms) else lambda: terms)
+
+    def _eager(self, args: Any, kwargs: Any, given: Given | None) -> None:
         with ParamCapture() as captured:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         named = captured.parameters
@@ -204,7 +262,7 @@ class CompiledSVI(SVI):
         if given is not None and moved:
             surroundings = Surroundings(self.model, self.guide)
             self._ready = _Ready(_kind(*given), moved, surroundings)
-        return float(loss)
+        self._keep(float(loss))
 
     def _go_on_eagerly(self, why: str) -> None:
         self._why_eager = why
@@ -236,5 +294,5 @@ class _Ready(NamedTuple):
         return self.kind == kind and has_states and self.surroundings.hold
 
 
-def _kind(arguments: Arguments, weights: Mapping[str, float]) -> Any:
-    return arguments.key, list(weights)
+def _kind(arguments: Arguments, weights: Sequence[Mapping[str, float]]) -> Any:
+    return arguments.key, list(weights[0])

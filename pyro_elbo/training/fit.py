@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import StopTraining
+from ..terms import ELBOTerms
 from .checkpoint import Checkpoint, restore
 from .feed import Feed, StepInput
 from .history import History
@@ -53,7 +54,9 @@ def fit(
     first, and ``state_dict()`` and ``load_state_dict(state)`` make it part of a checkpoint.
 
     Args:
-        stepper: Anything with ``step(...) -> loss``: Pyro's ``SVI``, ``VariationalEM``.
+        stepper: Anything with ``step(...) -> loss``: Pyro's ``SVI``, ``CompiledSVI``,
+            ``VariationalEM``. Where a call takes several steps (``steps_per_call``), each has a
+            row, and callbacks are called after the last.
         *args: Of every step, where there are no batches.
         batches: What to go through in each epoch, anew in each: a DataLoader, a list.
         num_steps: The steps of the whole run, those before ``resume`` included.
@@ -67,8 +70,9 @@ def fit(
         A row for each step of the whole run.
 
     Raises:
-        ValueError: There is no end, an epoch has no batches, a batch has other dtypes than the
-            first, or the checkpoint is of another program; parameters are as before.
+        ValueError: There is no end, or one within a call of several steps, an epoch has no batches,
+            a batch has other dtypes than the first, or the checkpoint is of another program;
+            parameters are as before.
         TypeError: The stepper has no ``step``, there are both arguments and batches, or a callback
             cannot be called.
 
@@ -127,6 +131,11 @@ def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
     for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    size = _num_steps(stepper)
+    if num_steps is not None and num_steps % size:
+        raise ValueError(
+            f"num_steps={num_steps} is no multiple of the stepper's steps_per_call={size}"
+        )
 
 
 def _check_callbacks(callbacks: Any) -> None:
@@ -161,32 +170,54 @@ def _steps(
     run: Run, feed: Feed, callbacks: Sequence[Any], bar: _Bar, interrupt: PatientInterrupt
 ) -> None:
     for given in feed:
-        seconds, loss = _step(run, given)
+        loss = _step(run, given)
         feed.place = given.place
-        run.step += 1
         run.args, run.kwargs = given.args, given.kwargs
         run.epoch, run.batch = given.place.epoch, given.place.batch
-        row = {"step": run.step, "epoch": run.epoch, "seconds": seconds}
-        run.recorder.add(row, loss, run.terms)
         for callback in callbacks:
             callback(run)
-        bar.show(loss)
+        bar.show(loss, _num_steps(run.stepper))
         interrupt.raise_if_pending()
         if run.step == run.num_steps:
             return
 
 
-def _step(run: Run, given: StepInput) -> tuple[float, float]:
-    """The seconds of a step, and its loss."""
+def _step(run: Run, given: StepInput) -> float:
+    """Have the stepper called, and what it did recorded; its (last) loss."""
     run.is_whole = False
     start = perf_counter()
     try:
-        loss = run.stepper.step(*given.args, **given.kwargs)
+        loss: float = run.stepper.step(*given.args, **given.kwargs)
     except StopTraining:
         run.is_whole = True
+        if _num_steps(run.stepper) > 1:
+            _record(run, given, start, _each(run.stepper))
         raise
     run.is_whole = True
-    return perf_counter() - start, loss
+    is_one = _num_steps(run.stepper) == 1
+    _record(run, given, start, [(loss, run.terms)] if is_one else _each(run.stepper))
+    return loss
+
+
+def _record(
+    run: Run, given: StepInput, start: float, steps: Sequence[tuple[float, ELBOTerms | None]]
+) -> None:
+    seconds = (perf_counter() - start) / max(len(steps), 1)
+    for loss, terms in steps:
+        run.step += 1
+        row = {"step": run.step, "epoch": given.place.epoch, "seconds": seconds}
+        run.recorder.add(row, loss, terms)
+
+
+def _num_steps(stepper: Any) -> int:
+    """How many steps one call of a stepper takes."""
+    return int(getattr(stepper, "steps_per_call", 1))
+
+
+def _each(stepper: Any) -> list[tuple[float, ELBOTerms | None]]:
+    """The loss and the terms of each step of a stepper's last call."""
+    losses, terms = stepper.last_losses, stepper.last_terms
+    return list(zip(losses, terms or [None] * len(losses), strict=True))
 
 
 def _call(callback: Any, name: str, run: Run) -> None:
@@ -223,14 +254,14 @@ class _Bar:
         counts = {"total": total, "initial": run.step, "mininterval": interval}
         self._bar = tqdm(**counts, unit="step", disable=not progress, delay=BAR_DELAY)
 
-    def show(self, loss: float) -> None:
-        """Count a step; now and then say where training stands."""
+    def show(self, loss: float, num_steps: int) -> None:
+        """Count steps; now and then say where training stands."""
         if self._bar.disable:
             return
         if perf_counter() - self._shown > BAR_SECONDS:
             self._shown = perf_counter()
             self._bar.set_postfix_str(self._words(loss), refresh=False)
-        self._bar.update()
+        self._bar.update(num_steps)
 
     def close(self) -> None:
         self._bar.close()
