@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from test_compiled_svi import X, assert_equal, leaves, start, twenty
 
 from pyro_elbo import NonFiniteError, TraceKL_ELBO, fit, schedules
-from pyro_elbo.capture import private, program
+from pyro_elbo.capture import compilation, private
 from pyro_elbo.errors import StopTraining
 
 CALLS, SIZE = 4, 5
@@ -23,7 +23,7 @@ CALLS, SIZE = 4, 5
 @pytest.fixture
 def without_compiling(monkeypatch):
     """The optimiser is a part of the graph, and the graph is replayed."""
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compilation, "compile_graph", lambda graph, inputs: graph)
 
 
 def calls(svi, x=X):
@@ -155,13 +155,13 @@ def test_a_compiler_in_the_background_takes_over(monkeypatch):
         is_done.set()
         return graph
 
-    monkeypatch.setattr(program, "compile_graph", compile_graph)
+    monkeypatch.setattr(compilation, "compile_graph", compile_graph)
     svi = start(compiles=True, background=True)
     losses = [svi.step(X) for _ in range(10)]
     assert "replayed while it is compiled" in svi.explain()
     may_go.set()
     assert is_done.wait(60)
-    svi._programs[0]._job.join(60)
+    svi._programs[0].compilation._job.join(60)
     losses += [svi.step(X) for _ in range(10)]
     assert "compiled in" in svi.explain()
     assert_close(losses, right)
@@ -172,11 +172,11 @@ def test_a_compiler_in_the_background_that_fails_is_told_of_once(monkeypatch):
     def compile_graph(graph, inputs):
         raise RuntimeError("no room on the disk")
 
-    monkeypatch.setattr(program, "compile_graph", compile_graph)
+    monkeypatch.setattr(compilation, "compile_graph", compile_graph)
     svi = start(compiles=True, background=True)
     with pytest.warns(UserWarning, match="did not compile: RuntimeError: no room") as said:
         svi.step(X), svi.step(X)
-        svi._programs[0]._job.join(60)
+        svi._programs[0].compilation._job.join(60)
         twenty(svi)
     assert len(said) == 1
 
@@ -208,5 +208,5 @@ def test_a_compiled_call_of_several_steps(background):
     svi = start(compiles=True, steps_per_call=SIZE, background=background)
     assert_close(calls(svi)[0], right[0])
     if background:
-        svi._programs[0]._job.join(300)
+        svi._programs[0].compilation._job.join(300)
     assert "compiled in" in svi.explain()

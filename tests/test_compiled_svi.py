@@ -16,7 +16,7 @@ from pyro.optim import SGD, Adagrad, Adam, AdamW, ClippedAdam, ExponentialLR, Py
 from torch import nn
 
 from pyro_elbo import NonFiniteError, TraceGap_ELBO, TraceKL_ELBO, fit, schedules
-from pyro_elbo.capture import private, program
+from pyro_elbo.capture import compilation, private
 from pyro_elbo.capture.flat import FlatParameters
 from pyro_elbo.steppers.compiled import CompiledSVI
 from pyro_elbo.training import Checkpoint
@@ -410,7 +410,7 @@ def test_a_checkpoint_of_one_resumes_in_the_other(kinds, tmp_path):
 
 def test_without_a_compiler_the_numbers_are_the_same(monkeypatch):
     right = twenty(start(SVI))
-    monkeypatch.setattr(program, "has_compiler", lambda: False)
+    monkeypatch.setattr(compilation, "has_compiler", lambda: False)
     svi = start(compiles=True)
     with pytest.warns(UserWarning, match="replayed, not compiled: there is no C") as said:
         ours = twenty(svi)

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["compile_graph", "has_compiler", "is_random", "trace_operations"]
+__all__ = [
+    "build_library",
+    "compile_graph",
+    "has_compiler",
+    "is_random",
+    "load_library",
+    "trace_operations",
+]
 
 Compiled = Callable[..., Sequence[Tensor]]
 
@@ -39,6 +47,33 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             compiled: Any = compile_fx(graph, list(inputs))
     run: Compiled = compiled
     return run
+
+
+def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
+    """Compile a graph without gradients into a file, random numbers as in eager."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of parts of itself
+        from torch._inductor import aoti_compile_and_package, config
+        from torch._inductor.constant_folding import constant_fold
+
+        constant_fold(graph)
+        program = torch.export.export(graph, tuple(inputs))
+        with config.patch(fallback_random=True):
+            aoti_compile_and_package(program, package_path=str(path))
+
+
+def load_library(path: Path) -> Compiled:
+    """What :func:`build_library` made."""
+    from torch._inductor import aoti_load_package
+
+    loaded: Any = aoti_load_package(str(path))
+    run = loaded.loader.run
+
+    def flat(*inputs: Tensor) -> Sequence[Tensor]:
+        outputs: Sequence[Tensor] = run(list(inputs))
+        return outputs
+
+    return flat
 
 
 def has_compiler() -> bool:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from threading import Thread
+from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..terms import ELBOTerms
 from .arguments import Arguments
+from .compilation import Compilation, Compiler
 from .evaluation import Evaluation, capture, nothing_moved
 from .flat import FlatParameters
-from .private import compile_graph, has_compiler
 from .step import step_graph
 from .surroundings import Surroundings
 
@@ -70,9 +67,7 @@ class Program:
         evaluation: The loss with its program.
         arguments: The arguments.
         flat: The parameters.
-        compiles: Whether to compile the graph, rather than to replay it.
-        max_nodes: The largest graph that is compiled.
-        in_background: Whether to compile in a thread, and to replay the graph meanwhile.
+        compiler: How to compile the graph; ``None`` to replay it.
         num_steps: How many steps a call takes, where that is possible: where the graph draws its
             noise beforehand, holds every optimiser, and moves no buffers.
 
@@ -85,9 +80,7 @@ class Program:
         evaluation: Evaluation,
         arguments: Arguments,
         flat: FlatParameters,
-        compiles: bool,
-        max_nodes: int,
-        in_background: bool = False,
+        compiler: Compiler | None,
         num_steps: int = 1,
     ) -> None:
         start = perf_counter()
@@ -101,20 +94,9 @@ class Program:
         self._evaluation = evaluation
         self.num_nodes = len(self.step.graph.graph.nodes)
         self.num_steps = self.num_calls = 0
-        self.why_replayed = "" if not compiles else self._why_replayed(max_nodes)
-        self.is_compiled, self.compile_seconds = False, 0.0
-        self._run: Callable[..., Any] = self.step.graph
-        self._job: Thread | None = None
         self.capture_seconds = perf_counter() - start
-        if not compiles or self.why_replayed:
-            return
-        examples = self._inputs(arguments, flat, self._example_numbers(flat))
-        inputs = [tensor.clone() for tensor in examples]
-        if in_background:
-            self._job = Thread(target=self._compile, args=(inputs,), daemon=True)
-            self._job.start()
-        else:
-            self._compile(inputs)
+        inputs = self._inputs(arguments, flat, self._example_numbers(flat))
+        self.compilation = Compilation(self.step.graph, inputs, compiler)
 
     def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:
         """Whether the program is that of the next steps."""
@@ -138,7 +120,7 @@ class Program:
                 numbers += group.numbers(step)
         self._noise.draw()
         with torch.no_grad():
-            outputs = self._run(*self._inputs(arguments, flat, numbers))
+            outputs = self.compilation.run(*self._inputs(arguments, flat, numbers))
         steps = zip(self.step.steps(outputs), weights, strict=False)
         return [Outcome(own, self, named) for own, named in steps]
 
@@ -149,14 +131,10 @@ class Program:
     @property
     def explanation(self) -> str:
         """How its steps are taken, in words."""
-        how = "replayed" + (f", since {self.why_replayed}" if self.why_replayed else "")
-        if self.is_compiled:
-            how = f"compiled in {self.compile_seconds:.1f} s"
-        elif self._job is not None and self._job.is_alive():
-            how = "replayed while it is compiled"
         return (
             f"{self.num_steps} steps of a graph of {self.num_nodes} operations, "
-            f"{self._size}captured in {self.capture_seconds:.1f} s, {how}"
+            f"{self._size}captured in {self.capture_seconds:.1f} s, "
+            f"{self.compilation.explanation}"
         )
 
     @property
@@ -220,25 +198,6 @@ class Program:
         if any(group.update is None for group in flat.groups):
             return "an optimiser is not a part of the graph"
         return ""
-
-    def _why_replayed(self, max_nodes: int) -> str:
-        if self.num_nodes > max_nodes:
-            return (
-                f"the graph has {self.num_nodes} operations, and more than max_nodes={max_nodes} "
-                "would take long to compile"
-            )
-        return "" if has_compiler() else "there is no C++ compiler"
-
-    def _compile(self, inputs: Sequence[Tensor]) -> None:
-        start = perf_counter()
-        graph = fx.GraphModule(self.step.graph, deepcopy(self.step.graph.graph))
-        try:
-            self._run = compile_graph(graph, inputs)
-        except Exception as error:  # whatever the compiler cannot do, the graph can be replayed
-            self.why_replayed = f"it did not compile: {type(error).__name__}: {_first_line(error)}"
-            return
-        self.compile_seconds = perf_counter() - start
-        self.is_compiled = True
 
 
 def _first_line(error: Exception) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +17,10 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ..capture.arguments import Arguments, arguments_of
+from ..capture.compilation import Compiler
 from ..capture.evaluation import Evaluation, weights_of
 from ..capture.flat import FlatParameters
+from ..capture.library import default_folder
 from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..elbo.tracers import ParamCapture
@@ -59,6 +63,10 @@ class CompiledSVI(SVI):
         background: Whether to compile in a thread, and to run the graph operation by operation
             meanwhile. At which step the compiled one takes over, and rounds in its way, is then a
             matter of time: such a run cannot be repeated bit by bit.
+        ahead_of_time: Whether to compile into a library, a file in the user's cache (or in a folder
+            that is named here), which a later process loads if its program, shapes, versions and
+            processor are the same. That takes several times longer, which is told first, and a call
+            then costs less: for long runs, and for many.
         steps_per_call: How many steps a call of :meth:`step` takes, in one run of a graph of so
             many steps where that is possible (``explain()`` says where not). It takes that many
             times longer to compile.
@@ -84,6 +92,7 @@ class CompiledSVI(SVI):
         *,
         compiles: bool = True,
         background: bool = False,
+        ahead_of_time: bool | str | os.PathLike[str] = False,
         steps_per_call: int = 1,
         max_nodes: int = 20_000,
     ) -> None:
@@ -95,7 +104,11 @@ class CompiledSVI(SVI):
         self.steps_per_call = int(steps_per_call)
         self._losses: list[float] = []
         self._records: list[Any] = []
-        self._compiles, self._background, self._max_nodes = compiles, background, max_nodes
+        self._compiles = compiles
+        folder = default_folder() if ahead_of_time is True else Path(ahead_of_time or ".")
+        self._compiler = Compiler(
+            max_nodes, background, folder if ahead_of_time else None, self._say
+        )
         self._programs: list[Program] = []
         self._flat: FlatParameters | None = None
         self._ready: _Ready | None = None
@@ -191,9 +204,7 @@ class CompiledSVI(SVI):
                 evaluation,
                 arguments,
                 flat,
-                self._compiles,
-                self._max_nodes,
-                self._background,
+                self._compiler if self._compiles else None,
                 self.steps_per_call,
             )
         except Exception as error:  # whatever stands in its way, eager goes on
@@ -205,8 +216,8 @@ class CompiledSVI(SVI):
 
     def _take(self, program: Program, given: Given, args: Any, kwargs: Any) -> None:
         assert self._flat is not None
-        if program.why_replayed:
-            self._say(f"a graph is replayed, not compiled: {program.why_replayed}")
+        if program.compilation.why_not:
+            self._say(f"a graph is replayed, not compiled: {program.compilation.why_not}")
         arguments, weights = given
         state = torch.get_rng_state()
         take = program.check_take if program.is_due else program.take

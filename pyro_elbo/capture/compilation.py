@@ -1,0 +1,114 @@
+"""A graph that is run operation by operation until it is compiled, and where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, fx
+
+from .library import library_path, load_or_build
+from .private import compile_graph, has_compiler
+
+__all__ = ["Compilation", "Compiler"]
+
+SECONDS, SECONDS_PER_NODE = 10.0, 0.01
+"""What a library takes, roughly: whatever is in it, and for each operation."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """How graphs are compiled.
+
+    Args:
+        max_nodes: The largest graph that is compiled.
+        background: Whether to compile in a thread.
+        folder: Where libraries that are compiled ahead of time are kept; ``None`` to compile for
+            this process alone.
+        say: What tells the user.
+    """
+
+    max_nodes: int
+    background: bool
+    folder: Path | None
+    say: Callable[[str], Any]
+
+    def why_not(self, num_nodes: int, library: Path | None) -> str:
+        """Why a graph is not to be compiled, if so."""
+        if num_nodes > self.max_nodes:
+            return (
+                f"the graph has {num_nodes} operations, and more than max_nodes={self.max_nodes} "
+                "would take long to compile"
+            )
+        is_there = library is not None and library.exists()
+        return "" if is_there or has_compiler() else "there is no C++ compiler"
+
+
+class Compilation:
+    """A graph, compiled now or in a while, or not at all.
+
+    Args:
+        graph: The graph.
+        inputs: Tensors like those of its inputs.
+        compiler: How to compile it; ``None`` not to.
+
+    The attributes: ``run``, the graph or what it was compiled to; ``why_not``, why it is not
+    compiled, where it was to be.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler | None
+    ) -> None:
+        self.run: Callable[..., Sequence[Tensor]] = graph
+        self.why_not = ""
+        self._seconds = 0.0
+        self._library: Path | None = None
+        self._job: Thread | None = None
+        if compiler is None:
+            return
+        num_nodes = len(graph.graph.nodes)
+        if compiler.folder is not None:
+            self._library = library_path(graph, inputs, compiler.folder)
+        self.why_not = compiler.why_not(num_nodes, self._library)
+        if self.why_not:
+            return
+        if self._library is not None and not self._library.exists():
+            compiler.say(
+                f"compiling {num_nodes} operations ahead of time takes about "
+                f"{SECONDS + SECONDS_PER_NODE * num_nodes:.0f} s; the library is kept in {self._library}"
+            )
+        own = fx.GraphModule(graph, deepcopy(graph.graph))
+        copies = [tensor.clone() for tensor in inputs]
+        if compiler.background:
+            self._job = Thread(target=self._compile, args=(own, copies), daemon=True)
+            self._job.start()
+        else:
+            self._compile(own, copies)
+
+    @property
+    def explanation(self) -> str:
+        """How the graph is run, in words."""
+        if self._seconds:
+            where = "" if self._library is None else f", as the library {self._library.name}"
+            return f"compiled in {self._seconds:.1f} s{where}"
+        if self._job is not None and self._job.is_alive():
+            return "replayed while it is compiled"
+        return "replayed" + (f", since {self.why_not}" if self.why_not else "")
+
+    def _compile(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        start = perf_counter()
+        try:
+            if self._library is None:
+                self.run = compile_graph(graph, inputs)
+            else:
+                self.run = load_or_build(graph, inputs, self._library)
+        except Exception as error:  # whatever the compiler cannot do, the graph can be replayed
+            line = next(iter(str(error).strip().splitlines()), "")
+            self.why_not = f"it did not compile: {type(error).__name__}: {line}"
+            return
+        self._seconds = perf_counter() - start
