@@ -78,9 +78,10 @@ class Compilation:
         if self.why_not:
             return
         if self._library is not None and not self._library.exists():
+            seconds = SECONDS + SECONDS_PER_NODE * num_nodes
             compiler.say(
-                f"compiling {num_nodes} operations ahead of time takes about "
-                f"{SECONDS + SECONDS_PER_NODE * num_nodes:.0f} s; the library is kept in {self._library}"
+                f"compiling {num_nodes} operations ahead of time takes about {seconds:.0f} s; the "
+                f"library is kept in {self._library}"
             )
         own = fx.GraphModule(graph, deepcopy(graph.graph))
         copies = [tensor.clone() for tensor in inputs]

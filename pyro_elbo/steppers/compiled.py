@@ -24,7 +24,6 @@ from ..capture.library import default_folder
 from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..elbo.tracers import ParamCapture
-from ..terms import ELBOTerms
 
 __all__ = ["CompiledSVI"]
 
@@ -142,8 +141,8 @@ class CompiledSVI(SVI):
         return list(self._losses)
 
     @property
-    def last_terms(self) -> list[ELBOTerms]:
-        """The terms of each step of the last call, where the loss has terms."""
+    def last_terms(self) -> list[Any]:
+        """The :class:`~pyro_elbo.ELBOTerms` of each step of the last call, if the loss has any."""
         return [record() for record in self._records]
 
     def explain(self) -> str:
