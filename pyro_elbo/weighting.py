@@ -142,7 +142,9 @@ class WeightMessenger(Messenger):
         if is_zero(weight):
             msg["unweighted_mask"], msg["mask"] = msg["mask"], False
         else:
-            msg["scale"] = weight * msg["scale"]
+            scale = msg["scale"]
+            msg["scale"] = weight * scale
+            msg["scales"] = scale, msg["scale"]
 
     def _weighs(self, msg: Site) -> bool:
         if self.role == "guide":
@@ -234,7 +236,9 @@ def unweighted(site: Site) -> tuple[Any, Any]:
         return site["scale"], site["unweighted_mask"]
     if isinstance(weight, float) and weight == 1.0:
         return site["scale"], site["mask"]
-    return site["scale"] / weight, site["mask"]
+    own, weighted = site["scales"]
+    is_last = site["scale"] is weighted
+    return own if is_last else site["scale"] / weight, site["mask"]
 
 
 def factor_of(value: Tensor, number: Any) -> Any:

@@ -19,6 +19,7 @@ from .arguments import Arguments
 from .layout import TermsLayout, tensors_of
 from .noise import Noise, take_noise_out
 from .private import trace_operations
+from .simplify import simplify
 
 __all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "weights_of"]
 
@@ -124,6 +125,7 @@ def capture(evaluation: Evaluation) -> Captured:
     noise = take_noise_out(graph.graph)
     read = _inputs_instead_of_attributes(graph, evaluation.parameters)
     graph.graph.set_codegen(fx.graph.CodeGen())
+    simplify(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     layout = None if terms is None else TermsLayout(terms, sites)
