@@ -12,13 +12,17 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 INSTALLED := $(VENV)/.installed
 INSTALLED_LAB := $(VENV)/.installed-lab
 INSTALLED_DOCS := $(VENV)/.installed-docs
+BENCH_VENV := .venv-bench
+INSTALLED_BENCH := $(BENCH_VENV)/.installed
 SITE := docs/_build/html
 # On a page an output is compared to the digits that are shown.
 ON_PAGES := NORMALIZE_WHITESPACE NUMBER ELLIPSIS
+NEEDS_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or later is needed, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 PAGES = README.md $(wildcard docs/*.md docs/guides/*.md docs/api/*.md)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks lab docs browse figures pages clean
+.PHONY: help demo test lint format doctest check pyro-suite notebooks benchmarks bench lab docs browse figures pages clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -57,6 +61,9 @@ benchmarks: $(INSTALLED)  ## Measure the cost of fit, and the gradients' varianc
 	OMP_NUM_THREADS=1 $(PY) benchmarks/fit_overhead.py
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) benchmarks/gradient_variance.py $(ARGS)
 
+bench: $(INSTALLED_BENCH)  ## Measure a step beside Pyro, PyTorch, NumPyro and PyMC (ARGS="--quick")
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
 lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
@@ -71,18 +78,25 @@ browse: docs  ## Look at every page in a browser (CHROMIUM=/path/to/one), and pi
 figures: $(INSTALLED)  ## Draw the documentation's figures again
 	$(PY) docs/figures.py
 
-clean:  ## Remove the virtual environment and every cache; results of the demo stay
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info \
-		docs/_build docs/notebooks
+clean:  ## Remove the virtual environments and every cache; results of the demo stay
+	rm -rf $(VENV) $(BENCH_VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		build dist *.egg-info docs/_build docs/notebooks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or later is needed, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(NEEDS_PYTHON)
 	@echo "Installing into $(VENV), once; this takes a few minutes."
 	@rm -f $@
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_BENCH): pyproject.toml constraints.txt
+	@$(NEEDS_PYTHON)
+	@echo "Installing into $(BENCH_VENV), once; this takes a few minutes."
+	@rm -f $@
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(INSTALLED_LAB): $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,9 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from models import PROGRAMS
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+
+from benchmarks.goals import GOALS, Row
+from benchmarks.harness import interleave, quartiles, ratios
+from benchmarks.results import BREAKS, Results
+from benchmarks.table import limit, page, shown
+from benchmarks.tasks import TASKS
+from benchmarks.variants import LABELS, VARIANTS
+from benchmarks.workloads import SIZED
 
 ROOT = Path(__file__).parents[1]
+SMALLER = {"vae": 8, "vae_wide": 8, "scalar_sites": 10, "nested_plates": 2}
+NUM_LOSSES = 60
 SCRIPT = ROOT / "benchmarks" / "gradient_variance.py"
 
 
@@ -37,3 +50,85 @@ def test_fit_costs_at_most_5_percent_of_a_bare_loop():
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     lower = float(re.search(r"quartiles ([\d.]+)", done.stdout)[1])
     assert lower <= 1.05, done.stdout
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_workload_by_hand_has_the_mean_of_pyros_elbo(name):
+    torch.set_default_dtype(torch.float32)
+    workload = SIZED[name](*[SMALLER[name]] if name in SMALLER else [])
+    guide, by_hand = workload.make_guide(), workload.by_hand
+    loss = TraceEnum_ELBO if workload.enumerates else Trace_ELBO
+    elbo = loss(max_plate_nesting=workload.max_plate_nesting)
+    parameters = by_hand.make_parameters()
+    with torch.no_grad():
+        own = [by_hand.loss(parameters, *workload.arguments) for _ in range(NUM_LOSSES)]
+        theirs = [elbo.loss(workload.model, guide, *workload.arguments) for _ in range(NUM_LOSSES)]
+    own, theirs = torch.stack(own).double() + by_hand.constant, torch.tensor(theirs).double()
+    error = ((own.var() + theirs.var()) / NUM_LOSSES).sqrt()
+    assert (own.mean() - theirs.mean()).abs() <= 5 * error
+
+
+def test_rounds_are_interleaved_and_rotated_and_what_breaks_is_left_out():
+    seen = []
+
+    def timer(name):
+        def time(calls):
+            seen.append(name)
+            if name == "c":
+                raise ValueError("no")
+            return 0.04 * calls
+
+        return time
+
+    times, broken = interleave({name: timer(name) for name in "abc"}, num_rounds=3)
+    assert broken == {"c": "ValueError: no"}
+    assert times == {"a": [0.04] * 3, "b": [0.04] * 3}
+    assert "".join(seen) == "aabbc" + "ab" + "ba" + "ab"
+
+
+def test_a_ratio_is_of_the_rounds_and_passes_on_its_lower_quartile():
+    value = ratios([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert value == quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
+    row = Row("it", value, must=2.0, aim=1.9)
+    assert (limit(row, row.must), limit(row, row.aim)) == ("≤ 2: yes", "≤ 1.9: **no**")
+
+
+def test_a_missing_library_leaves_a_dash_and_what_breaks_says_so():
+    cells = [
+        {"workload": "vae", "variant": "trace", "microseconds": [2.0, 2.0]},
+        {"workload": "vae", "variant": "numpyro", "error": "not installed: jax"},
+        {"workload": "vae", "variant": "compiled", "error": "RuntimeError: no graph"},
+    ]
+    about = {"date": "", "machine": {"processor": "", "cores": 1}, "versions": {}, "quick": True}
+    results = Results(about, {"vae": {"cells": cells}})
+    assert shown(results.ratio("vae", "trace", "numpyro")) == "–"
+    assert shown(results.ratio("vae", "trace", "compiled")) == BREAKS
+    text = page(results)
+    assert "CompiledSVI, TraceKL_ELBO: RuntimeError: no graph" in text
+    assert "not installed" not in text
+
+
+def test_every_variant_has_a_label_and_every_cell_its_parts():
+    assert LABELS.keys() == VARIANTS.keys()
+    for task in TASKS.values():
+        assert bool(task.cells) != bool(task.module)
+        assert len({cell.name for cell in task.cells}) == len(task.cells)
+        assert {cell.variant for cell in task.cells} <= VARIANTS.keys()
+        assert {cell.workload for cell in task.cells} <= SIZED.keys()
+
+
+def test_a_quick_run_writes_its_results_and_its_tables(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--variants", "trace", "by_hand"]
+    command += ["--only", "eight_schools", "--only", "three_level"]
+    command += ["--kept", tmp_path, "--output", tmp_path, "--figures", tmp_path]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "eight_schools: kept" in done.stdout
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["tasks"]) == ["eight_schools", "three_level"]
+    for task in found["tasks"].values():
+        for cell in task["cells"]:
+            assert len(cell["microseconds"]) == 5
+            assert cell["first_seconds"] > 0 < cell["peak_mb"]
+    assert all(f"## {goal.name}. " in (tmp_path / "table.md").read_text() for goal in GOALS)
+    assert (tmp_path / "step_times.svg").exists()

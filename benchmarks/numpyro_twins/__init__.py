@@ -1,0 +1,1 @@
+"""The workloads as NumPyro programs: each module's ``program`` makes model and guide."""
