@@ -20,6 +20,9 @@ __all__ = ["Compilation", "Compiler"]
 SECONDS, SECONDS_PER_NODE = 10.0, 0.01
 """What a library takes, roughly: whatever is in it, and for each operation."""
 
+ATTEMPTS = 3
+"""Rounding can put a step on the other side of a kink, but hardly so often in a row."""
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -57,15 +60,17 @@ class Compilation:
         inputs: Tensors like those of its inputs.
         compiler: How to compile it; ``None`` not to.
 
-    The attributes: ``run``, the graph or what it was compiled to; ``why_not``, why it is not
-    compiled, where it was to be.
+    The attributes: ``run``, the graph or what it was compiled to; ``unproven``, what it was
+    compiled to and is not run yet; ``why_not``, why it is not run compiled, where it was to be.
     """
 
     def __init__(
         self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler | None
     ) -> None:
         self.run: Callable[..., Sequence[Tensor]] = graph
+        self.unproven: Callable[..., Sequence[Tensor]] | None = None
         self.why_not = ""
+        self._failures = 0
         self._seconds = 0.0
         self._library: Path | None = None
         self._job: Thread | None = None
@@ -91,10 +96,25 @@ class Compilation:
         else:
             self._compile(own, copies)
 
+    def prove(self, proves: Callable[[Callable[..., Sequence[Tensor]]], bool]) -> None:
+        """Run what was compiled from now on where it proves right, in one of a few attempts.
+
+        Args:
+            proves: Whether it does.
+        """
+        assert self.unproven is not None
+        if proves(self.unproven):
+            self.run, self.unproven = self.unproven, None
+            return
+        self._failures += 1
+        if self._failures == ATTEMPTS:
+            self.why_not = "its compiled form gives other numbers"
+            self.unproven = None
+
     @property
     def explanation(self) -> str:
         """How the graph is run, in words."""
-        if self._seconds:
+        if self._seconds and not self.why_not:
             where = "" if self._library is None else f", as the library {self._library.name}"
             return f"compiled in {self._seconds:.1f} s{where}"
         if self._job is not None and self._job.is_alive():
@@ -105,11 +125,11 @@ class Compilation:
         start = perf_counter()
         try:
             if self._library is None:
-                self.run = compile_graph(graph, inputs)
+                compiled = compile_graph(graph, inputs)
             else:
-                self.run = load_or_build(graph, inputs, self._library)
+                compiled = load_or_build(graph, inputs, self._library)
         except Exception as error:  # whatever the compiler cannot do, the graph can be replayed
             line = next(iter(str(error).strip().splitlines()), "")
             self.why_not = f"it did not compile: {type(error).__name__}: {line}"
             return
-        self._seconds = perf_counter() - start
+        self._seconds, self.unproven = perf_counter() - start, compiled

@@ -16,6 +16,7 @@ from ..elbo.baselines import averages, averages_kept
 from ..terms import ELBOTerms
 from ..weighting import Weights, is_zero
 from .arguments import Arguments
+from .indexing import views_of_indexing
 from .layout import TermsLayout, tensors_of
 from .noise import Noise, take_noise_out
 from .private import trace_operations
@@ -125,6 +126,7 @@ def capture(evaluation: Evaluation) -> Captured:
     noise = take_noise_out(graph.graph)
     read = _inputs_instead_of_attributes(graph, evaluation.parameters)
     graph.graph.set_codegen(fx.graph.CodeGen())
+    views_of_indexing(graph.graph)
     simplify(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()

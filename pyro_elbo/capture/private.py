@@ -25,6 +25,11 @@ __all__ = [
 
 Compiled = Callable[..., Sequence[Tensor]]
 
+_CONFIG = {
+    "fallback_random": True,  # the same random numbers as in eager
+    "realize_opcount_threshold": 12,  # else a small vector is computed again for each datum
+}
+
 
 def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
     """The operations on tensors that a function runs, backward passes included, as a graph.
@@ -43,7 +48,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx
 
-        with config.patch(fallback_random=True):
+        with config.patch(_CONFIG):
             compiled: Any = compile_fx(graph, list(inputs))
     run: Compiled = compiled
     return run
@@ -58,7 +63,7 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
         constant_fold(graph)
         program = torch.export.export(graph, tuple(inputs))
-        with config.patch(fallback_random=True):
+        with config.patch(_CONFIG):
             aoti_compile_and_package(program, package_path=str(path))
 
 

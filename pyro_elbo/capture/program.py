@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -13,6 +14,7 @@ from .arguments import Arguments
 from .compilation import Compilation, Compiler
 from .evaluation import Evaluation, capture, nothing_moved
 from .flat import FlatParameters
+from .proof import proves
 from .step import step_graph
 from .surroundings import Surroundings
 
@@ -119,8 +121,11 @@ class Program:
             for group in flat.groups:
                 numbers += group.numbers(step)
         self._noise.draw()
+        inputs = self._inputs(arguments, flat, numbers)
+        if self.compilation.unproven is not None:
+            self.compilation.prove(partial(proves, step=self.step, inputs=inputs, flat=flat))
         with torch.no_grad():
-            outputs = self.compilation.run(*self._inputs(arguments, flat, numbers))
+            outputs = self.compilation.run(*inputs)
         steps = zip(self.step.steps(outputs), weights, strict=False)
         return [Outcome(own, self, named) for own, named in steps]
 

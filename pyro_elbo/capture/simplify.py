@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .aliases import Changes
 from .private import is_random
 
 __all__ = ["simplify"]
@@ -18,13 +19,12 @@ _ATEN = torch.ops.aten
 def simplify(graph: fx.Graph) -> None:
     """Take out, in place, what leaves every number of every output as it is, bit for bit.
 
-    A graph that changes tensors in place is left alone: there a copy is not its original.
+    Tensors that are changed in place are left alone: there a copy is not its original.
     """
-    if any(map(_changes_something, graph.nodes)):
-        return
+    changes = Changes(graph)
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or changes.touch(node):
             continue
         same = _same_as(node)
         if same is None and not is_random(node):
@@ -33,11 +33,6 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
-
-
-def _changes_something(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and (schema is None or bool(schema.is_mutable))
 
 
 def _same_as(node: fx.Node) -> fx.Node | None:

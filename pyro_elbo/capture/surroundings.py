@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from operator import is_
+from itertools import chain
+from operator import attrgetter, call, is_
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 __all__ = ["Surroundings"]
 
 _LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "contextlib"}
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 MOST = 2000
+
+_Book = Callable[[], Iterable[Any]]
+"""What says what something holds now."""
 
 
 class Surroundings:
@@ -31,15 +35,16 @@ class Surroundings:
     """
 
     def __init__(self, *programs: Any) -> None:
-        self._books: list[tuple[Callable[[], Iterable[Any]], list[Any]]] = []
-        self._cells: list[tuple[Any, Any]] = []
+        self._books: list[_Book] = []
+        self._values: list[list[Any]] = []
         self.modules: list[nn.Module] = []
         self._seen: dict[int, Any] = {}
         self._visit(programs)
         found = {id(p): p for module in self.modules for p in module._parameters.values()}
-        self._parameters = [parameter for parameter in found.values() if parameter is not None]
-        self._flags = [parameter.requires_grad for parameter in self._parameters]
-        self._dtype = torch.get_default_dtype()
+        parameters = [parameter for parameter in found.values() if parameter is not None]
+        self._noted(partial(map, attrgetter("requires_grad"), parameters))
+        self._noted(lambda: (torch.get_default_dtype(),))
+        self._all = list(chain.from_iterable(self._values))
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -50,12 +55,14 @@ class Surroundings:
     @property
     def hold(self) -> bool:
         """Whether everything is as it was."""
-        return (
-            all(_same(now(), before) for now, before in self._books)
-            and all(_alike(cell.cell_contents, value) for cell, value in self._cells)
-            and [parameter.requires_grad for parameter in self._parameters] == self._flags
-            and torch.get_default_dtype() is self._dtype
-        )
+        now = list(chain.from_iterable(map(call, self._books)))
+        if len(now) == len(self._all) and all(map(is_, now, self._all)):
+            return True
+        found = [list(book()) for book in self._books]
+        if not all(map(_are_alike, found, self._values)):
+            return False
+        self._values, self._all = found, now
+        return True
 
     def _visit(self, things: Iterable[Any]) -> None:
         left = list(things)
@@ -81,40 +88,33 @@ class Surroundings:
         elif isinstance(thing, dict):
             yield from self._noted(thing.values)
         elif isinstance(thing, (list, tuple)):
-            yield from self._noted(partial(list, thing))
+            yield from self._noted(thing.__iter__)
 
-    def _noted(self, now: Callable[[], Iterable[Any]]) -> list[Any]:
-        self._books.append((now, list(now())))
-        return self._books[-1][1]
+    def _noted(self, book: _Book) -> list[Any]:
+        self._books.append(book)
+        self._values.append(list(book()))
+        return self._values[-1]
 
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
         if (function.__module__ or "").split(".")[0] in _LIBRARIES:
             yield from (getattr(function, "__wrapped__", None),)
             return
-        for cell in function.__closure__ or ():
-            try:
-                self._cells.append((cell, cell.cell_contents))
-            except ValueError:  # not filled yet
-                continue
-            yield cell.cell_contents
+        filled = [cell for cell in function.__closure__ or () if _is_filled(cell)]
+        yield from self._noted(partial(map, attrgetter("cell_contents"), filled))
         names = [name for name in function.__code__.co_names if name in function.__globals__]
-        yield from self._noted(partial(_entries, function.__globals__, names))
+        yield from self._noted(partial(map, function.__globals__.get, names))
         yield from (function.__defaults__, function.__kwdefaults__)
 
 
-def _entries(book: dict[str, Any], names: list[str]) -> list[Any]:
-    return [book.get(name) for name in names]
-
-
-def _same(now: Iterable[Any], before: list[Any]) -> bool:
-    found = list(now)
-    if len(found) != len(before):
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
         return False
-    if not all(map(is_, found, before)):
-        if not all(map(_alike, found, before)):
-            return False
-        before[:] = found
-    return True
+
+
+def _are_alike(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(_alike, some, others))
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -1,0 +1,50 @@
+"""Which tensors of a graph are changed in place."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import Any
+
+from torch import fx
+
+__all__ = ["Changes"]
+
+
+class Changes:
+    """What a graph changes in place, seen through all views of it.
+
+    Args:
+        graph: The graph.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        calls = [node for node in graph.nodes if node.op == "call_function"]
+        self._changed = {_root(part) for node in calls for part in _written(node)}
+
+    def touch(self, node: fx.Node) -> bool:
+        """Whether a node, or what it reads, is changed at some time."""
+        return any(_root(part) in self._changed for part in (node, *node.all_input_nodes))
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """What an operation writes; all that it is given where it does not say."""
+    if node.target is getitem:
+        return []
+    schema: Any = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.all_input_nodes
+    given = [*zip(schema.arguments, node.args, strict=False)]
+    given += [(a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs]
+    written = [value for a, value in given if a.alias_info and a.alias_info.is_write]
+    return [value for value in written if isinstance(value, fx.Node)]
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a view is a view of."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        schema: Any = getattr(node.target, "_schema", None)
+        is_view = schema is not None and schema.arguments[0].alias_info is not None
+        if not is_view and node.target is not getitem:
+            break
+        node = node.args[0]
+    return node
