@@ -38,6 +38,10 @@ def broadcast(x):
     return [x.t()[torch.arange(2).view(2, 1)], x[:1].expand(3, 2)[torch.arange(3)]]
 
 
+def flattened(x):
+    return [x.t()[torch.arange(2)].contiguous().view(-1)]
+
+
 def some_rows(x):
     return [x[torch.arange(2)]]
 
@@ -82,7 +86,7 @@ def put_broadcast(x):
     return [y.index_put([torch.arange(3)], x[:1], accumulate=True)]
 
 
-VIEWS = (all_rows, all_columns, gradient, broadcast)
+VIEWS = (all_rows, all_columns, gradient, broadcast, flattened)
 OTHERS = (
     *(some_rows, shifted, repeated, two, changed_after, source_changed),
     *(put_twice, put_on_others, put_broadcast),
@@ -96,7 +100,7 @@ def test_the_numbers_stay(function):
     views_of_indexing(graph.graph)
     graph.recompile()
     for value, other in zip(graph(X.clone()), right, strict=True):
-        assert torch.equal(value, other)
+        assert torch.equal(value, other) and value.stride() == other.stride()
     targets = {node.target for node in graph.graph.nodes}
     assert bool(targets & INDEXING) == (function in OTHERS)
 

@@ -55,6 +55,19 @@ def test_a_change_of_dtype_or_shape_is_a_change():
         assert value.dtype == other.dtype and torch.equal(value, other)
 
 
+def test_a_copy_into_another_order_in_memory_stays():
+    def transposed(x):
+        return [x.t().contiguous().view(-1), x.t() @ x.t().contiguous().t()]
+
+    x = torch.randn(3, 2)
+    graph = trace_operations(transposed, x)
+    right = [tensor.clone() for tensor in graph(x)]
+    simplify(graph.graph)
+    graph.recompile()
+    for value, other in zip(graph(x), right, strict=True):
+        assert torch.equal(value, other)
+
+
 def powers(x):
     return [x * 2, x * 2.0, x.pow(2), x.pow(3), x.sum(0), x.sum(0, keepdim=True), x + 1, x + True]
 

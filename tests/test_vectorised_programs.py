@@ -112,3 +112,22 @@ def test_an_autoguide_with_subsampling_is_checked_on_its_own_minibatch():
     with pytest.raises(UnsupportedSiteError, match="site 'x'"):
         pyro.clear_param_store()
         TraceKL_ELBO(**MANY, max_plate_nesting=1).decompose(mixing, AutoNormal(mixing), x)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_point_that_rounds_otherwise_alone_is_no_mixing(loss):
+    """A matrix product of many samples rounds unlike that of one, and a Delta has one point."""
+
+    def rounded(z):
+        return z if z.dim() == 0 else torch.nextafter(z, torch.tensor(torch.inf))
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(w, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        z = pyro.sample("z", dist.Normal(pyro.param("z_loc", torch.tensor(0.3)), 0.5))
+        pyro.sample("w", dist.Delta(rounded(z), log_density=torch.tensor(-0.7)))
+
+    assert loss(**MANY, max_plate_nesting=0).decompose(model, guide).elbo.isfinite()

@@ -31,13 +31,25 @@ def views_of_indexing(graph: fx.Graph) -> None:
             source = node.args[2]
         else:
             continue
-        if not changes.touch(node) and _takes_all(node.args[0], node.args[1], source, node):
+        is_plain = node.meta["val"].is_contiguous() and not changes.touch(node)
+        if is_plain and _takes_all(node.args[0], node.args[1], source, node):
             with graph.inserting_before(node):
-                shape = list(node.meta["val"].shape)
-                view = graph.call_function(_ATEN.view.default, (source, shape))
-            view.meta = dict(node.meta)
+                view = _view(graph, source, node.meta)
             node.replace_all_uses_with(view)
             graph.erase_node(node)
+
+
+def _view(graph: fx.Graph, source: fx.Node, meta: Any) -> fx.Node:
+    """A view that is in memory as the indexed tensor was, or a copy of it that is."""
+    indexed, seen = meta["val"], source.meta["val"].view(meta["val"].shape)
+    view = graph.call_function(_ATEN.view.default, (source, list(indexed.shape)))
+    view.meta = {**meta, "val": seen}
+    if seen.stride() == indexed.stride():
+        return view
+    order: dict[str, Any] = {"memory_format": torch.contiguous_format}
+    copy = graph.call_function(_ATEN.clone.default, (view,), order)
+    copy.meta = dict(meta)
+    return copy
 
 
 def _adds_to_zeros(node: fx.Node) -> bool:

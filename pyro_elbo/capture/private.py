@@ -5,10 +5,14 @@ A test runs each of them on a small function, and fails loudly on a torch that c
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +32,10 @@ Compiled = Callable[..., Sequence[Tensor]]
 _CONFIG = {
     "fallback_random": True,  # the same random numbers as in eager
     "realize_opcount_threshold": 12,  # else a small vector is computed again for each datum
+    "size_asserts": False,  # a program is kept by the shapes of its inputs
+    "alignment_asserts": False,
 }
+_PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
 def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
@@ -48,7 +55,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx
 
-        with config.patch(_CONFIG):
+        with config.patch(_CONFIG), _few_instruction_sets(inputs):
             compiled: Any = compile_fx(graph, list(inputs))
     run: Compiled = compiled
     return run
@@ -63,7 +70,7 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
         constant_fold(graph)
         program = torch.export.export(graph, tuple(inputs))
-        with config.patch(_CONFIG):
+        with config.patch(_CONFIG), _few_instruction_sets(inputs):
             aoti_compile_and_package(program, package_path=str(path))
 
 
@@ -79,6 +86,28 @@ def load_library(path: Path) -> Compiled:
         return outputs
 
     return flat
+
+
+@contextmanager
+def _few_instruction_sets(inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Try the instruction sets alone that plain dtypes use: each trial is a run of the compiler."""
+    from torch._inductor import cpu_vec_isa
+
+    if platform.machine() not in ("x86_64", "AMD64") or any(t.dtype not in _PLAIN for t in inputs):
+        yield
+        return
+    with patch.object(cpu_vec_isa, "valid_vec_isa_list", _plain_instruction_sets):
+        yield
+
+
+@cache
+def _plain_instruction_sets() -> list[Any]:
+    from torch._inductor.cpu_vec_isa import VecAVX2, VecAVX512, VecISA, x86_isa_checker
+
+    supported, code = x86_isa_checker(), VecISA._avx_code
+    sets = (isa for isa in (VecAVX512(), VecAVX2()) if str(isa) in supported)
+    found = next((isa for isa in sets if isa.check_build(code)), None)
+    return [] if found is None else [found]
 
 
 def has_compiler() -> bool:

@@ -19,7 +19,8 @@ _ATEN = torch.ops.aten
 def simplify(graph: fx.Graph) -> None:
     """Take out, in place, what leaves every number of every output as it is, bit for bit.
 
-    Tensors that are changed in place are left alone: there a copy is not its original.
+    A copy into another order in memory stays. Tensors that are changed in place are left alone:
+    there a copy is not its original.
     """
     changes = Changes(graph)
     seen: dict[Any, fx.Node] = {}
@@ -44,8 +45,12 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     before, after = source.meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return None
-    is_alike = before.dtype == after.dtype and before.shape == after.shape
-    return source if is_alike and is_identity(node) else None
+    return source if _layout(before) == _layout(after) and is_identity(node) else None
+
+
+def _layout(tensor: Tensor) -> Any:
+    """What an operation may ask of a tensor beside its numbers: a view asks for strides."""
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _by(number: float) -> Callable[[fx.Node], bool]:

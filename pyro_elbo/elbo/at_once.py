@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..errors import UnsupportedSiteError
 from ..site_terms import PARTICLES
 from .dependencies import Program, aside
 from .masks import lift_masks
+from .sites import has_base
 from .tracing import Pair, sample_sites, trace_pair
 
 __all__ = ["check_at_once"]
@@ -107,12 +109,17 @@ def _value(site: Any, at: int) -> Any:
 
 
 class _Given(Messenger):
-    """Gives sites their values."""
+    """Gives sites their values.
+
+    A Delta computes its own: alone it is the given one up to rounding, where its density is zero.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__()
         self._values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._values and not msg["is_observed"] and not msg["done"]:
+        if msg["is_observed"] or msg["done"] or has_base(msg["fn"], Delta):
+            return
+        if msg["name"] in self._values:
             msg["value"], msg["done"] = self._values[msg["name"]], True
