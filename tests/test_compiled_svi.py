@@ -445,6 +445,20 @@ def test_the_private_parts_of_torch_do_what_is_asked_of_them():
     assert torch.equal(graph(x)[0], 2 * x * kept)
 
 
+@pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
+def test_the_instruction_set_is_the_one_that_torch_would_take():
+    from torch._inductor.cpu_vec_isa import VecAMX, pick_vec_isa, valid_vec_isa_list
+
+    x = torch.zeros(3)
+    with private._few_instruction_sets([x]):
+        found = pick_vec_isa()
+    right = [isa for isa in valid_vec_isa_list() if not isinstance(isa, VecAMX)]
+    assert right and str(found) in {str(isa) for isa in right}
+    assert found.bit_width() == max(isa.bit_width() for isa in right)
+    with private._few_instruction_sets([x.bfloat16()]):
+        assert str(pick_vec_isa()) == str(valid_vec_isa_list()[0])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -34,6 +34,7 @@ _CONFIG = {
     "realize_opcount_threshold": 12,  # else a small vector is computed again for each datum
     "size_asserts": False,  # a program is kept by the shapes of its inputs
     "alignment_asserts": False,
+    "cpp_cache_precompile_headers": False,  # seconds that a graph or two do not repay
 }
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
