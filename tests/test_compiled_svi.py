@@ -423,6 +423,18 @@ def test_a_large_graph_is_not_compiled():
         twenty(start(compiles=True, max_nodes=3))
 
 
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_graph_of_ones_own_is_stale_after_a_step_as_in_eager(compiles):
+    svi = start(CompiledSVI, compiles=compiles)
+    for _ in range(3):
+        svi.step(X)
+    kept = [(p * p).sum() for _, p in pyro.get_param_store().named_parameters()]
+    svi.step(X)
+    for value in kept:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+
+
 def test_a_path_derivative_and_a_decaying_average_go_on_eagerly():
     with pytest.warns(UserWarning, match="path_derivative runs the guide twice"):
         both(twenty, loss=lambda: TraceGap_ELBO(path_derivative=True))

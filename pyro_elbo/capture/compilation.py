@@ -10,6 +10,7 @@ from threading import Thread
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from .library import library_path, load_or_build
@@ -67,7 +68,7 @@ class Compilation:
     def __init__(
         self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler | None
     ) -> None:
-        self.run: Callable[..., Sequence[Tensor]] = graph
+        self.run: Callable[..., Sequence[Tensor]] = torch.no_grad()(graph.forward)
         self.unproven: Callable[..., Sequence[Tensor]] | None = None
         self.why_not = ""
         self._failures = 0

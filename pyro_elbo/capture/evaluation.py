@@ -19,6 +19,7 @@ from .arguments import Arguments
 from .indexing import views_of_indexing
 from .layout import TermsLayout, tensors_of
 from .noise import Noise, take_noise_out
+from .outputs import Reading, leave_out_what_follows
 from .private import trace_operations
 from .simplify import simplify
 
@@ -72,20 +73,22 @@ class Captured:
     """The graph of an evaluation.
 
     The graph takes the weights, the arguments, the noise, the parameters, and what it reads beside
-    them; it returns the objective, the gradients, and the tensors of the terms.
+    them; it returns the objective, the gradients, and what the tensors of the terms are read from.
 
     Args:
         graph: The graph.
         weights: The names of the weights, in order.
         noise: What draws the noise.
         read: The tensors that it reads beside its other inputs: buffers, data in a closure.
-        layout: What makes terms of its outputs, where the loss has terms.
+        readings: How the tensors of the terms are read from its last outputs.
+        layout: What makes terms of these tensors, where the loss has terms.
     """
 
     graph: fx.GraphModule
     weights: Sequence[str]
     noise: Noise
     read: Sequence[Tensor]
+    readings: Sequence[Reading]
     layout: TermsLayout | None
 
     @property
@@ -128,10 +131,11 @@ def capture(evaluation: Evaluation) -> Captured:
     graph.graph.set_codegen(fx.graph.CodeGen())
     views_of_indexing(graph.graph)
     simplify(graph.graph)
+    readings = leave_out_what_follows(graph.graph, 1 + len(evaluation.parameters))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     layout = None if terms is None else TermsLayout(terms, sites)
-    return Captured(graph, list(weights), noise, read, layout)
+    return Captured(graph, list(weights), noise, read, readings, layout)
 
 
 def weights_of(loss: Any, ahead: int = 0) -> dict[str, float]:

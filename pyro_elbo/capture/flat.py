@@ -98,8 +98,8 @@ class FlatGroup:
             optimizer.state[parameter][name] = part
         return vector
 
-    def _adopted_steps(self) -> tuple[int, Tensor | None]:
-        """The number of steps taken, and the vector of the optimisers' own counts."""
+    def _adopted_steps(self) -> tuple[int, Any]:
+        """The number of steps taken, and the optimisers' own counts, which ``+=`` moves."""
         steps: list[Any] = self._states_of("step") if self.update is not None else [None]
         if not isinstance(steps[0], Tensor):
             return int(steps[0] or 0), None
@@ -107,7 +107,7 @@ class FlatGroup:
         triples = zip(self.optimizers, self.parameters, vector, strict=True)
         for optimizer, parameter, step in triples:
             optimizer.state[parameter]["step"] = step
-        return int(vector[0]), vector
+        return int(vector[0]), vector.numpy() if vector.device.type == "cpu" else vector
 
 
 class FlatParameters:
@@ -133,16 +133,8 @@ class FlatParameters:
             for kind, group in kinds.items()
         ]
         self.key = tuple(group.key for group in self.groups)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All parameters, group by group."""
-        return [parameter for group in self.groups for parameter in group.parameters]
-
-    @property
-    def vectors(self) -> list[Tensor]:
-        """The vectors of all groups, of values and of states."""
-        return [vector for g in self.groups for vector in (g.value, *g.state.values())]
+        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
+        self.vectors = [vector for g in self.groups for vector in (g.value, *g.state.values())]
 
     def is_bound(self, optim: Any, inside: bool) -> bool:
         """Whether parameters, states and optimisers are still those that were adopted."""

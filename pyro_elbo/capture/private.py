@@ -36,6 +36,7 @@ _CONFIG = {
     "alignment_asserts": False,
     "cpp_cache_precompile_headers": False,  # seconds that a graph or two do not repay
 }
+_LARGE = 2**15
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -54,11 +55,35 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
         from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-        with config.patch(_CONFIG), _few_instruction_sets(inputs):
-            compiled: Any = compile_fx(graph, list(inputs))
-    run: Compiled = compiled
+        found: list[Any] = []
+
+        def inner(module: Any, examples: Any, **kwargs: Any) -> Any:
+            found.append(compile_fx_inner(module, examples, **kwargs))
+            return found[-1]
+
+        with config.patch(_CONFIG), _few_instruction_sets(inputs), _large_products():
+            compiled: Any = compile_fx(graph, list(inputs), inner_compile=inner)
+    return _direct(compiled, found, graph)
+
+
+def _direct(compiled: Compiled, found: Sequence[Any], graph: fx.GraphModule) -> Compiled:
+    """What was compiled, without what torch wraps around it: that takes as long as a small step."""
+    if len(found) != 1 or found[0].inputs_to_check:
+        return torch.no_grad()(compiled)
+    constants = [*dict(graph.named_parameters()).values(), *dict(graph.named_buffers()).values()]
+    call = found[0].current_callable
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        had_gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            outputs: Sequence[Tensor] = call([*constants, *inputs])
+        finally:
+            torch._C._set_grad_enabled(had_gradients)
+        return outputs
+
     return run
 
 
@@ -71,7 +96,7 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
         constant_fold(graph)
         program = torch.export.export(graph, tuple(inputs))
-        with config.patch(_CONFIG), _few_instruction_sets(inputs):
+        with config.patch(_CONFIG), _few_instruction_sets(inputs), _large_products():
             aoti_compile_and_package(program, package_path=str(path))
 
 
@@ -83,7 +108,8 @@ def load_library(path: Path) -> Compiled:
     run = loaded.loader.run
 
     def flat(*inputs: Tensor) -> Sequence[Tensor]:
-        outputs: Sequence[Tensor] = run(list(inputs))
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = run(list(inputs))
         return outputs
 
     return flat
@@ -109,6 +135,23 @@ def _plain_instruction_sets() -> list[Any]:
     sets = (isa for isa in (VecAVX512(), VecAVX2()) if str(isa) in supported)
     found = next((isa for isa in sets if isa.check_build(code)), None)
     return [] if found is None else [found]
+
+
+@contextmanager
+def _large_products() -> Iterator[None]:
+    """Leave a large matrix times a vector to the library that is made for it, not to a loop."""
+    from torch._inductor.decomposition import decompositions
+
+    mv: Any = torch.ops.aten.mv.default
+    as_loop: Any = decompositions[mv]
+
+    def product(matrix: Tensor, vector: Tensor) -> Any:
+        if matrix.numel() < _LARGE:
+            return as_loop(matrix, vector)
+        return torch.mm(matrix, vector.unsqueeze(-1)).squeeze(-1)
+
+    with patch.dict(decompositions, {mv: product}):
+        yield
 
 
 def has_compiler() -> bool:

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..terms import ELBOTerms
 from .arguments import Arguments
@@ -97,7 +98,10 @@ class Program:
         self.num_nodes = len(self.step.graph.graph.nodes)
         self.num_steps = self.num_calls = 0
         self.capture_seconds = perf_counter() - start
-        inputs = self._inputs(arguments, flat, self._example_numbers(flat))
+        count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
+        self._numbers = torch.zeros(count * self.size, dtype=torch.float64)
+        self._written = self._numbers.numpy()
+        inputs = self._inputs(arguments, flat)
         self.compilation = Compilation(self.step.graph, inputs, compiler)
 
     def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:
@@ -120,12 +124,13 @@ class Program:
             numbers += weights[step].values()
             for group in flat.groups:
                 numbers += group.numbers(step)
+        self._written[:] = numbers
         self._noise.draw()
-        inputs = self._inputs(arguments, flat, numbers)
+        inputs = self._inputs(arguments, flat)
         if self.compilation.unproven is not None:
             self.compilation.prove(partial(proves, step=self.step, inputs=inputs, flat=flat))
-        with torch.no_grad():
-            outputs = self.compilation.run(*inputs)
+        outputs = self.compilation.run(*inputs)
+        increment_version([*flat.parameters, *self._evaluation.buffers])
         steps = zip(self.step.steps(outputs), weights, strict=False)
         return [Outcome(own, self, named) for own, named in steps]
 
@@ -180,20 +185,14 @@ class Program:
             )
         return outcomes
 
-    def _inputs(
-        self, arguments: Arguments, flat: FlatParameters, numbers: list[float]
-    ) -> list[Tensor]:
+    def _inputs(self, arguments: Arguments, flat: FlatParameters) -> list[Tensor]:
         return [
-            torch.tensor(numbers, dtype=torch.float64),
+            self._numbers,
             *flat.vectors,
             *self._noise.inputs,
             *self.captured.read,
             *arguments.tensors,
         ]
-
-    def _example_numbers(self, flat: FlatParameters) -> list[float]:
-        count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
-        return [0.0] * count * self.size
 
     def _why_single(self, evaluation: Evaluation, flat: FlatParameters) -> str:
         if not self.captured.noise.is_all:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from .evaluation import Captured
 from .flat import FlatGroup, FlatParameters
+from .outputs import Reading
 from .private import trace_operations
 
 __all__ = ["StepGraph", "step_graph"]
@@ -38,13 +39,15 @@ class StepGraph(NamedTuple):
     Args:
         graph: The graph.
         num_gradients: How many gradients it returns.
-        places: Where the tensors of the terms are.
+        places: Where the tensors are that those of the terms are read from.
+        readings: How they are read.
         num_steps: How many steps it takes.
     """
 
     graph: fx.GraphModule
     num_gradients: int
     places: Sequence[_Place]
+    readings: Sequence[Reading]
     num_steps: int
 
     def steps(self, outputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -57,10 +60,11 @@ class StepGraph(NamedTuple):
     def tensors(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of the terms of one step."""
         vectors = outputs[self.num_gradients :]
-        return [
+        found = [
             vectors[place.output][place.start : place.start + place.shape.numel()].view(place.shape)
             for place in self.places
         ]
+        return [reading.of(found) for reading in self.readings]
 
 
 def step_graph(
@@ -108,7 +112,7 @@ def step_graph(
     graph.output(tuple(results[0] if num_steps == 1 else _stacked(graph, results)))
     module = fx.GraphModule(captured.graph, graph)
     outside = sum(group.update is None for group in flat.groups)
-    return StepGraph(module, outside, _places_of(source, flat), num_steps)
+    return StepGraph(module, outside, _places_of(source, flat), captured.readings, num_steps)
 
 
 def _copied(graph: fx.Graph, source: fx.Graph, inputs: Sequence[fx.Node]) -> Sequence[fx.Node]:

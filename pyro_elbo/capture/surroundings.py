@@ -37,6 +37,7 @@ class Surroundings:
     def __init__(self, *programs: Any) -> None:
         self._books: list[_Book] = []
         self._values: list[list[Any]] = []
+        self._empty: list[dict[Any, Any]] = []
         self.modules: list[nn.Module] = []
         self._seen: dict[int, Any] = {}
         self._visit(programs)
@@ -55,6 +56,8 @@ class Surroundings:
     @property
     def hold(self) -> bool:
         """Whether everything is as it was."""
+        if any(self._empty):
+            return False
         now = list(chain.from_iterable(map(call, self._books)))
         if len(now) == len(self._all) and all(map(is_, now, self._all)):
             return True
@@ -85,6 +88,8 @@ class Surroundings:
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, FunctionType):
             yield from self._of_function(thing)
+        elif isinstance(thing, dict) and not thing:
+            self._empty.append(thing)
         elif isinstance(thing, dict):
             yield from self._noted(thing.values)
         elif isinstance(thing, (list, tuple)):
