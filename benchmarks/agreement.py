@@ -22,8 +22,9 @@ __all__ = ["NUM_STEPS", "differences", "fitted"]
 NUM_STEPS, LEARNING_RATE = 20, 1e-3
 
 
-def fitted(name: str, how: str) -> tuple[dict[str, Tensor], str]:
+def fitted(name: str, how: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], str]:
     """The parameters after the steps, and how they were taken."""
+    torch.set_default_dtype(dtype)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     workload = WORKLOADS[name]()
@@ -31,8 +32,9 @@ def fitted(name: str, how: str) -> tuple[dict[str, Tensor], str]:
     adam = Adam({"lr": LEARNING_RATE})
     parts = (workload.model, workload.make_guide(), adam, elbo)
     svi = SVI(*parts) if how == "eager" else CompiledSVI(*parts, compiles=how == "compiled")
+    arguments = [a.to(dtype) if a.is_floating_point() else a for a in workload.arguments]
     for _ in range(NUM_STEPS):
-        svi.step(*workload.arguments)
+        svi.step(*arguments)
     store = pyro.get_param_store()
     named = {key: store[key].detach().clone() for key in store}
     return named, svi.explain() if isinstance(svi, CompiledSVI) else how
@@ -41,12 +43,14 @@ def fitted(name: str, how: str) -> tuple[dict[str, Tensor], str]:
 def differences(name: str) -> dict[str, float | str]:
     """The largest difference of a parameter, over its largest entry, captured against eager."""
     torch.set_num_threads(1)
-    eager, _ = fitted(name, "eager")
     found: dict[str, float | str] = {}
-    for how in ("replayed", "compiled"):
-        other, found[f"{how}_how"] = fitted(name, how)
-        far = [(other[key] - value).abs().max() / value.abs().max() for key, value in eager.items()]
-        found[how] = float(max(far))
+    for dtype in (torch.float64, torch.float32):
+        eager, _ = fitted(name, "eager", dtype)
+        for how in ("replayed", "compiled"):
+            other, explanation = fitted(name, how, dtype)
+            far = [(other[k] - value).abs().max() / value.abs().max() for k, value in eager.items()]
+            key = f"{how}_{dtype}".replace("torch.", "")
+            found |= {key: float(max(far)), f"{key}_how": explanation}
     return found
 
 

@@ -13,6 +13,14 @@ from .workloads import ENUMERATED, SMALL, VAES, WORKLOADS
 __all__ = ["GOALS", "Goal", "Row"]
 
 
+LABELS_OF_CAPTURE = {
+    "compiled_float64": "compiled, float64",
+    "compiled_float32": "compiled, float32",
+    "replayed_float64": "not compiled, float64",
+    "replayed_float32": "not compiled, float32",
+}
+
+
 class Row(NamedTuple):
     """A line of a goal's table.
 
@@ -69,9 +77,10 @@ def eager(results: Results) -> Iterator[Row]:
 
 
 def captured(results: Results) -> Iterator[Row]:
-    """Against Pyro."""
+    """Against Pyro; of the VAEs it is the small one that has a limit."""
     for name in WORKLOADS:
-        must, aim = kind(name, 0.05, 0.65, None), kind(name, 0.015, None, None)
+        vae = 0.65 if name == "vae" else None
+        must, aim = kind(name, 0.05, vae, None), kind(name, 0.015, None, None)
         yield Row(name, results.ratio(name, "compiled", "trace"), must, aim)
 
 
@@ -89,11 +98,14 @@ def beside_numpyro(results: Results) -> Iterator[Row]:
 
 
 def beside_pytorch(results: Results) -> Iterator[Row]:
-    """With Adam beside the compiled loss, and inside."""
-    for variant in ("by_hand_compiled", "by_hand_whole"):
-        for name in WORKLOADS:
-            value = results.ratio(name, "compiled", variant)
-            yield Row(f"{name} / {LABELS[variant]}", value, 1.0, kind(name, 0.2, None, None))
+    """With fused Adam beside the compiled loss; and, without a limit, compiled with it."""
+    for name in WORKLOADS:
+        value = results.ratio(name, "compiled", "by_hand_compiled")
+        aim = kind(name, 0.2, None, None)
+        yield Row(f"{name} / {LABELS['by_hand_compiled']}", value, 1.0, aim)
+    for name in WORKLOADS:
+        value = results.ratio(name, "compiled", "by_hand_whole")
+        yield Row(f"{name} / {LABELS['by_hand_whole']}", value)
 
 
 def beside_products(results: Results) -> Iterator[Row]:
@@ -118,9 +130,9 @@ def recording(results: Results) -> Iterator[Row]:
 
 
 def particles(results: Results) -> Iterator[Row]:
-    """Eager and compiled."""
-    for variant, aim in (("kl", None), ("compiled", 1.3)):
-        yield Row(LABELS[variant], results.growth(variant, 1_000, 1), 1.7, aim)
+    """Eager; and compiled, where next to nothing is left that particles share."""
+    yield Row(LABELS["kl"], results.growth("kl", 1_000, 1), 1.7)
+    yield Row(LABELS["compiled"], results.growth("compiled", 1_000, 1), None, 1.3)
 
 
 def first_steps(results: Results) -> Iterator[Row]:
@@ -131,12 +143,16 @@ def first_steps(results: Results) -> Iterator[Row]:
 
 
 def agreement(results: Results) -> Iterator[Row]:
-    """Compiled, and run operation by operation."""
-    for name in WORKLOADS:
-        yield Row(f"{name}, compiled", results.found(f"agreement_{name}", "compiled"), 1e-5)
-    for name in WORKLOADS:
-        value = results.found(f"agreement_{name}", "replayed")
-        yield Row(f"{name}, not compiled", value, 1e-5, 0.0)
+    """Compiled, and run operation by operation.
+
+    In float32 Adam makes a step of what is rounding alone, where a gradient is 0.
+    """
+    for how in ("compiled_float64", "replayed_float64", "replayed_float32", "compiled_float32"):
+        must = None if how == "compiled_float32" else 1e-5
+        aim = 0.0 if how.startswith("replayed") else None
+        for name in WORKLOADS:
+            value = results.found(f"agreement_{name}", how)
+            yield Row(f"{name}, {LABELS_OF_CAPTURE[how]}", value, must, aim)
 
 
 def fallback(results: Results) -> Iterator[Row]:

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .workload import ByHand, Workload, auto_normal, locs_and_scales, sampled
 
@@ -19,10 +18,13 @@ CORRELATION, TOTAL = 0.9, 3.0
 
 
 def loss(parameters: Sequence[Tensor], y: Tensor) -> Tensor:
-    """Minus the sampled ELBO of all sites as one vector, without constants."""
-    (x,), entropy = sampled(parameters)
-    steps = x - CORRELATION * functional.pad(x[:-1], (1, 0))
-    return 0.5 * (steps * steps).sum() + 0.5 * (y - x.sum()) ** 2 - entropy
+    """Minus the sampled ELBO, site by site as the model, without constants."""
+    values, entropy = sampled(parameters)
+    error, total, last = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for x in values:
+        error = error + 0.5 * (x - CORRELATION * last) ** 2
+        total, last = total + x, x
+    return error + 0.5 * (y - total) ** 2 - entropy
 
 
 def scalar_sites(num_sites: int = 100) -> Workload:
@@ -35,7 +37,8 @@ def scalar_sites(num_sites: int = 100) -> Workload:
             total = total + x
         pyro.sample("y", dist.Normal(total, 1.0), obs=y)
 
-    by_hand = ByHand(lambda: locs_and_scales((num_sites,)), loss, 0.5 * math.log(2 * math.pi))
+    shapes: list[tuple[int, ...]] = [()] * num_sites
+    by_hand = ByHand(lambda: locs_and_scales(*shapes), loss, 0.5 * math.log(2 * math.pi))
     return Workload(
         "scalar_sites",
         model,

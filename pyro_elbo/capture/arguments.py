@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -48,8 +49,16 @@ def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     Raises:
         TypeError: There is one that could change unseen.
     """
+    if not kwargs and all(isinstance(value, Tensor) for value in args):
+        return Arguments(list(args), _only_tensors(len(args)))
     tensors: list[Tensor] = []
     return Arguments(tensors, (_taken(args, tensors), _taken(kwargs, tensors)))
+
+
+@cache
+def _only_tensors(count: int) -> Any:
+    """What is left of so many tensors."""
+    return (tuple, [_Slot(number) for number in range(count)]), (dict, [])
 
 
 def _taken(value: Any, tensors: list[Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from .updates import update_of
 
 __all__ = ["FlatGroup", "FlatParameters"]
+
+_state_of, _rate_of = attrgetter("state"), itemgetter("lr")
 
 
 class FlatGroup:
@@ -33,7 +36,7 @@ class FlatGroup:
         names = () if update is None else update.names
         self.state = {name: self._adopted(name) for name in names}
         self.step, self._steps = self._adopted_steps()
-        self._pointers = [parameter.data_ptr() for parameter in self.parameters]
+        self._pointers = [*map(Tensor.data_ptr, self.parameters)]
         self._states = [optimizer.state for optimizer in self.optimizers]
         self._options = [optimizer.param_groups[0] for optimizer in self.optimizers]
 
@@ -48,15 +51,17 @@ class FlatGroup:
     def is_bound(self) -> bool:
         """Whether every parameter and state is still the part that it was made."""
         return (
-            [parameter.data_ptr() for parameter in self.parameters] == self._pointers
-            and all(o.state is s for o, s in zip(self.optimizers, self._states, strict=True))
+            [*map(Tensor.data_ptr, self.parameters)] == self._pointers
+            and all(map(is_, map(_state_of, self.optimizers), self._states))
             and self._has_one_rate
         )
 
     @property
     def _has_one_rate(self) -> bool:
-        rates = [options["lr"] for options in self._options] if self.update is not None else []
-        return rates.count(rates[0]) == len(rates) if rates else True
+        if self.update is None:
+            return True
+        rates = [*map(_rate_of, self._options)]
+        return rates.count(rates[0]) == len(rates)
 
     def parts(self, vector: Tensor) -> Iterator[Tensor]:
         """The parts of a vector, shaped like the parameters."""
@@ -134,6 +139,7 @@ class FlatParameters:
         ]
         self.key = tuple(group.key for group in self.groups)
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
+        self.outside = [group for group in self.groups if group.update is None]
         self.vectors = [vector for g in self.groups for vector in (g.value, *g.state.values())]
 
     def is_bound(self, optim: Any, inside: bool) -> bool:

@@ -24,6 +24,7 @@ _FILLS: dict[Any, Callable[..., Any]] = {
     _ATEN.exponential_.default: Tensor.exponential_,
     _ATEN.bernoulli_.float: Tensor.bernoulli_,
 }
+_PERMUTE = _ATEN.randperm.default
 ONE_BY_ONE = 15
 """Up to so many normal numbers torch draws one by one, so that two draws are one of their sizes."""
 
@@ -95,7 +96,7 @@ def take_noise_out(graph: fx.Graph) -> Noise:
         for node, part, _, _ in together:
             with graph.inserting_before(node):
                 drawn = last if len(together) == 1 else _part(graph, last, start, part)
-                copy = graph.call_function(_ATEN.clone.default, (drawn,))
+                copy = _copied(graph, drawn, node, first.value.dtype)
             start += part.numel()
             node.replace_all_uses_with(copy)
             graph.erase_node(node)
@@ -126,6 +127,13 @@ def _part(graph: fx.Graph, joined: fx.Node, start: int, like: Tensor) -> fx.Node
     return graph.call_function(_ATEN.view.default, (part, list(like.shape)))
 
 
+def _copied(graph: fx.Graph, drawn: fx.Node, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    wanted = like.meta["val"].dtype
+    if wanted == dtype:
+        return graph.call_function(_ATEN.clone.default, (drawn,))
+    return graph.call_function(_ATEN._to_copy.default, (drawn,), {"dtype": wanted})
+
+
 def _draw(node: fx.Node) -> _Draw | None:
     """What a node draws; ``None`` where it needs the graph."""
     like = node.meta.get("val")
@@ -137,6 +145,10 @@ def _draw(node: fx.Node) -> _Draw | None:
         is_serial = method is Tensor.normal_ and value.is_contiguous() and like.device.type == "cpu"
         kind = (like.dtype, rest) if is_serial and value.numel() <= ONE_BY_ONE else None
         return _Draw(node, value, lambda tensor: method(tensor, *rest), kind)
+    is_of_numbers = like.dtype == torch.int64 and not _has_nodes(node.args)
+    if node.target is _PERMUTE and is_of_numbers and like.device.type == "cpu":
+        value = value.to(torch.int32)  # the same numbers, in less memory
+        return _Draw(node, value, lambda tensor: torch.randperm(len(tensor), out=tensor))
     if node.target not in _FILLS and not _has_nodes(node.args):
         sample: Any = node.target
         args, kwargs = node.args, node.kwargs

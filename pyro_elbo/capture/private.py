@@ -9,14 +9,19 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from .tape import Tape, Taped
 
 __all__ = [
     "build_library",
@@ -46,7 +51,9 @@ def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphM
     The function is run once, on the inputs. Tensors that are neither inputs nor computed from them
     become attributes of the graph, the very objects.
     """
-    graph: fx.GraphModule = make_fx(function)(*inputs)
+    one_for_all = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with tracing(one_for_all):  # else torch makes a mode for each operation, half of the time
+        graph: fx.GraphModule = make_fx(function)(*inputs)
     return graph
 
 
@@ -74,17 +81,52 @@ def _direct(compiled: Compiled, found: Sequence[Any], graph: fx.GraphModule) -> 
         return torch.no_grad()(compiled)
     constants = [*dict(graph.named_parameters()).values(), *dict(graph.named_buffers()).values()]
     call = found[0].current_callable
+    record = partial(_tape_of, call, constants) if _calls_kernels_alone(call) else None
+    return Taped(lambda inputs: call([*constants, *inputs]), record)
 
-    def run(*inputs: Tensor) -> Sequence[Tensor]:
-        had_gradients = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
-            outputs: Sequence[Tensor] = call([*constants, *inputs])
-        finally:
-            torch._C._set_grad_enabled(had_gradients)
-        return outputs
 
-    return run
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+_MAKES = ("empty_strided_cpu", "reinterpret_tensor")
+_KERNEL = "cpp_fused_"
+_NO_KERNELS = {
+    "clear",
+    "torch",
+    *(str(t).removeprefix("torch.") for t in _PLAIN),
+    "extern_kernels",
+    *_PRODUCTS,
+    *_MAKES,
+}
+
+
+def _calls_kernels_alone(call: Any) -> bool:
+    """Whether compiled code makes tensors, and gives them to functions that fill them."""
+    names = getattr(getattr(call, "__code__", None), "co_names", (None,))
+    return all(n in _NO_KERNELS or (n or "").startswith(_KERNEL) for n in names)
+
+
+def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tape:
+    """What compiled code would call on some inputs, and the memory that it would make."""
+    calls: list[Callable[[], Any]] = []
+    made: list[Tensor] = []
+
+    def kept(function: Any) -> Any:
+        return lambda *args, **kwargs: calls.append(partial(function, *args, **kwargs))
+
+    def empty(*args: Any) -> Tensor:
+        made.append(names["empty_strided_cpu"](*args))
+        return made[-1]
+
+    names = dict(call.__globals__)
+    kernels = {name: kept(value) for name, value in names.items() if name.startswith(_KERNEL)}
+    products = {name: kept(getattr(names["extern_kernels"], name)) for name in _PRODUCTS}
+    stand_ins = {
+        **kernels,
+        "extern_kernels": SimpleNamespace(**products),
+        "empty_strided_cpu": empty,
+    }
+    with patch.dict(call.__globals__, stand_ins):
+        outputs = call([*constants, *inputs])
+    return Tape(calls, sum(tensor.nbytes for tensor in made), outputs)
 
 
 def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:

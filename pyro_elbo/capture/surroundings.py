@@ -92,8 +92,10 @@ class Surroundings:
             self._empty.append(thing)
         elif isinstance(thing, dict):
             yield from self._noted(thing.values)
-        elif isinstance(thing, (list, tuple)):
+        elif isinstance(thing, list):
             yield from self._noted(thing.__iter__)
+        elif isinstance(thing, tuple):
+            yield from thing
 
     def _noted(self, book: _Book) -> list[Any]:
         self._books.append(book)

@@ -22,6 +22,8 @@ def weight_at(value: Any, step: int, name: str) -> float:
         TypeError: It is no real number.
     """
     weight = value(step) if callable(value) else value
+    if type(weight) is float and 0.0 <= weight < math.inf:
+        return weight
     if isinstance(weight, Tensor) and weight.dim() == 0:
         weight = float(weight.detach())
     if not isinstance(weight, Real) or isinstance(weight, bool):

@@ -235,9 +235,8 @@ class CompiledSVI(SVI):
             self._eager(args, kwargs, None)
 
     def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
-        outside = [group for group in flat.groups if group.update is None]
         named: dict[str, Tensor] = {}
-        for group, gradient in zip(outside, outcome.gradients, strict=True):
+        for group, gradient in zip(flat.outside, outcome.gradients, strict=True):
             for parameter, part in zip(group.parameters, group.parts(gradient), strict=True):
                 parameter.grad = part
             named |= dict(zip(group.names, group.parameters, strict=True))
