@@ -59,6 +59,10 @@ def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphM
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     """Compile a graph without gradients for inputs of these shapes, random numbers as in eager."""
+    return _for_this_processor(inputs, partial(_compiled, graph, inputs))
+
+
+def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
         from torch._inductor import config
@@ -70,7 +74,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             found.append(compile_fx_inner(module, examples, **kwargs))
             return found[-1]
 
-        with config.patch(_CONFIG), _few_instruction_sets(inputs), _large_products():
+        with config.patch(_CONFIG), _large_products():
             compiled: Any = compile_fx(graph, list(inputs), inner_compile=inner)
     return _direct(compiled, found, graph)
 
@@ -131,6 +135,10 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
 
 def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     """Compile a graph without gradients into a file, random numbers as in eager."""
+    _for_this_processor(inputs, partial(_built, graph, inputs, path))
+
+
+def _built(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of parts of itself
         from torch._inductor import aoti_compile_and_package, config
@@ -138,7 +146,7 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
         constant_fold(graph)
         program = torch.export.export(graph, tuple(inputs))
-        with config.patch(_CONFIG), _few_instruction_sets(inputs), _large_products():
+        with config.patch(_CONFIG), _large_products():
             aoti_compile_and_package(program, package_path=str(path))
 
 
@@ -157,26 +165,36 @@ def load_library(path: Path) -> Compiled:
     return flat
 
 
+def _for_this_processor(inputs: Sequence[Tensor], compiles: Callable[[], Any]) -> Any:
+    """Compile for what the processor has; where the compiler does not know it, for what it does."""
+    from torch._inductor.exc import CppCompileError
+
+    try:
+        with _few_instruction_sets(inputs):
+            return compiles()
+    except CppCompileError:
+        return compiles()
+
+
 @contextmanager
 def _few_instruction_sets(inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Try the instruction sets alone that plain dtypes use: each trial is a run of the compiler."""
-    from torch._inductor import cpu_vec_isa
+    """Take the largest instruction set that plain dtypes use, without a trial of the compiler."""
+    from torch._inductor import config, cpu_vec_isa
 
     if platform.machine() not in ("x86_64", "AMD64") or any(t.dtype not in _PLAIN for t in inputs):
         yield
         return
-    with patch.object(cpu_vec_isa, "valid_vec_isa_list", _plain_instruction_sets):
+    sets = patch.object(cpu_vec_isa, "valid_vec_isa_list", _plain_instruction_sets)
+    with sets, config.patch({"cpp.vec_isa_ok": True}):
         yield
 
 
 @cache
 def _plain_instruction_sets() -> list[Any]:
-    from torch._inductor.cpu_vec_isa import VecAVX2, VecAVX512, VecISA, x86_isa_checker
+    from torch._inductor.cpu_vec_isa import VecAVX2, VecAVX512, x86_isa_checker
 
-    supported, code = x86_isa_checker(), VecISA._avx_code
-    sets = (isa for isa in (VecAVX512(), VecAVX2()) if str(isa) in supported)
-    found = next((isa for isa in sets if isa.check_build(code)), None)
-    return [] if found is None else [found]
+    supported = x86_isa_checker()
+    return [isa for isa in (VecAVX512(), VecAVX2()) if str(isa) in supported]
 
 
 @contextmanager
