@@ -55,7 +55,7 @@ class Taped:
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """The outputs, in memory of their own; no gradient is taken."""
         had_gradients = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        torch.set_grad_enabled(False)
         try:
             tape = self._tape_of(inputs)
             if tape is None:
@@ -64,7 +64,7 @@ class Taped:
                 function()
             return [output.clone() for output in tape.outputs]
         finally:
-            torch._C._set_grad_enabled(had_gradients)
+            torch.set_grad_enabled(had_gradients)
 
     def _tape_of(self, inputs: Sequence[Tensor]) -> Tape | None:
         if self._record is None:
