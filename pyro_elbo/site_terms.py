@@ -192,14 +192,14 @@ class SiteTerms:
         if part == "weighted_kl":
             if self._is_dropped:
                 return torch.zeros_like(self.per_particle("log_prior", plates))
-            return self.beta * self.per_particle("kl", plates)
+            return self._weigh(self.per_particle("kl", plates))
         return torch.cat([self._laid_out(parts, part, plates) for parts in self.particles])
 
     def _summed(self, part: str) -> Tensor:
         if part == "kl" and not all(part in parts for parts in self.particles):
             return self.total("log_guide") - self.total("log_prior")
         if part == "weighted_kl":
-            return self._zero if self._is_dropped else self.beta * self.total("kl")
+            return self._zero if self._is_dropped else self._weigh(self.total("kl"))
         atoms = [atom for parts in self.particles for atom in parts.get(part, ())]
         return sum((atom.total for atom in atoms), start=self._zero) / len(self.particles)
 
@@ -215,6 +215,12 @@ class SiteTerms:
     def _is_dropped(self) -> bool:
         """Whether there is no KL, or one of weight 0."""
         return self.beta is None or (isinstance(self.beta, (int, float)) and self.beta == 0)
+
+    def _weigh(self, kl: Tensor) -> Tensor:
+        """The weight times a KL, in its precision also where the weight is an input of a graph."""
+        beta = self.beta.to(kl.dtype) if isinstance(self.beta, Tensor) else self.beta
+        weighted: Tensor = beta * kl
+        return weighted
 
     def _laid_out(
         self, parts: Mapping[str, tuple[Atom, ...]], part: str, plates: Sequence[str]

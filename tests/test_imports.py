@@ -31,6 +31,7 @@ MAY_IMPORT = {
 # Files beside the concept they are part of.
 PART_OF = {
     **{"importance": "terms", "site_terms": "terms", "tables": "terms", "views": "terms"},
+    "summary": "terms",
     "decisions": "weighting",
 }
 # What a person runs or imports sits above all concepts.

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from ..decisions import recorded, repeated
 from ..elbo.baselines import averages, averages_kept
+from ..summary import totals_of
 from ..terms import ELBOTerms
 from ..weighting import Weights, is_zero
 from .arguments import Arguments
@@ -73,7 +74,8 @@ class Captured:
     """The graph of an evaluation.
 
     The graph takes the weights, the arguments, the noise, the parameters, and what it reads beside
-    them; it returns the objective, the gradients, and what the tensors of the terms are read from.
+    them; it returns the objective, the gradients, and what the tensors of the terms are read from,
+    and last their totals.
 
     Args:
         graph: The graph.
@@ -121,7 +123,8 @@ def capture(evaluation: Evaluation) -> Captured:
             return [objective, *grads]
         names = {id(value): name for name, value in given.items()}
         sites.update({n: names[id(s.beta)] for n, s in found.sites.items() if id(s.beta) in names})
-        return [objective, *grads, *(tensor.detach() for tensor in tensors_of(found, terms))]
+        own = (tensor.detach() for tensor in tensors_of(found, terms))
+        return [objective, *grads, *own, totals_of(found)]
 
     numbers = [torch.tensor(value, dtype=torch.float64) for value in weights.values()]
     with nothing_moved(evaluation.buffers), pyro.validation_enabled(False):

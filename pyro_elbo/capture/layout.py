@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..site_terms import Atom, Sites, SiteTerms
+from ..summary import Summary
 from ..terms import ELBOTerms
 
 __all__ = ["TermsLayout", "tensors_of"]
@@ -49,6 +50,7 @@ class TermsLayout:
 
     def __init__(self, like: ELBOTerms, weights: Mapping[str, str]) -> None:
         self._like, self._weights = like, weights
+        self._betas = {n: site.beta for n, site in like.sites.items() if site.beta is not None}
 
     def terms(
         self, objective: Tensor, tensors: Sequence[Tensor], weights: Mapping[str, float]
@@ -81,6 +83,17 @@ class TermsLayout:
             default_beta=default,
         )
 
+    def summary(self, totals: Tensor, weights: Mapping[str, float]) -> Summary:
+        """The summary of a step.
+
+        Args:
+            totals: Its totals, as :func:`~pyro_elbo.summary.totals_of` has them.
+            weights: The weights by name.
+        """
+        betas = {name: self._beta(name, beta, weights) for name, beta in self._betas.items()}
+        default = weights.get("*", self._like.default_beta)
+        return Summary(totals, betas, default, self._like.num_data)
+
     def check(self, terms: ELBOTerms | None) -> None:
         """Check that terms have the structure.
 
@@ -95,8 +108,10 @@ class TermsLayout:
             {part: tuple(map(filled, atoms)) for part, atoms in parts.items()}
             for parts in site.particles
         )
-        beta = weights[self._weights[site.name]] if site.name in self._weights else site.beta
-        return replace(site, particles=particles, beta=beta)
+        return replace(site, particles=particles, beta=self._beta(site.name, site.beta, weights))
+
+    def _beta(self, site: str, beta: Any, weights: Mapping[str, float]) -> Any:
+        return weights[self._weights[site]] if site in self._weights else beta
 
 
 def _structure(terms: ELBOTerms) -> Any:

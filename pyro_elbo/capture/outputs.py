@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,11 +30,15 @@ class Reading(NamedTuple):
     is_minus: bool = False
     constant: Tensor | None = None
 
-    def of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The tensor."""
+    def of(self, at: Callable[[int], Tensor]) -> Tensor:
+        """The tensor.
+
+        Args:
+            at: The tensor that the graph returns at a place.
+        """
         if self.constant is not None:
             return self.constant.clone()
-        return -tensors[self.place] if self.is_minus else tensors[self.place]
+        return -at(self.place) if self.is_minus else at(self.place)
 
 
 def leave_out_what_follows(graph: fx.Graph, first: int) -> list[Reading]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..summary import Summary
 from ..terms import ELBOTerms
 from .arguments import Arguments
 from .compilation import Compilation, Compiler
@@ -61,6 +62,13 @@ class Outcome:
         assert self._program.captured.layout is not None
         tensors = self._program.step.tensors(self._outputs)
         return self._program.captured.layout.terms(self.first[0], tensors, self._weights)
+
+    def summary(self) -> Summary | None:
+        """The totals of the terms."""
+        layout = self._program.captured.layout
+        if layout is None:
+            return None
+        return layout.summary(self._program.step.totals(self._outputs), self._weights)
 
 
 class Program:

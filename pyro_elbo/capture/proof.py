@@ -47,7 +47,8 @@ def _families(
     vectors = iter(own[1 : 1 + len(flat.vectors)])
     families = {
         "objectives": [one[step.num_gradients][:1] for one in steps],
-        "terms": [tensor for one in steps for tensor in step.tensors(one)],
+        "terms": [tensor for one in steps for tensor in step.tensors(one)[:-1]],
+        "totals": [tensor for one in steps for tensor in step.tensors(one)[-1:]],
         "buffers": own[1 + len(flat.vectors) :],
     }
     outside = iter(outputs[: step.num_gradients])

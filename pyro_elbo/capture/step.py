@@ -58,13 +58,20 @@ class StepGraph(NamedTuple):
         return [[row[step] for row in rows] for step in range(self.num_steps)]
 
     def tensors(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of the terms of one step."""
-        vectors = outputs[self.num_gradients :]
-        found = [
-            vectors[place.output][place.start : place.start + place.shape.numel()].view(place.shape)
-            for place in self.places
-        ]
-        return [reading.of(found) for reading in self.readings]
+        """The tensors of the terms of one step, and last their totals."""
+        return [self._read(reading, outputs) for reading in self.readings]
+
+    def totals(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The totals of one step."""
+        return self._read(self.readings[-1], outputs)
+
+    def _read(self, reading: Reading, outputs: Sequence[Tensor]) -> Tensor:
+        def at(number: int) -> Tensor:
+            output, start, shape = self.places[number]
+            vector = outputs[self.num_gradients + output]
+            return vector[start : start + shape.numel()].view(shape)
+
+        return reading.of(at)
 
 
 def step_graph(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.infer import SVI
@@ -24,6 +24,8 @@ from ..capture.library import default_folder
 from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..elbo.tracers import ParamCapture
+from ..summary import Summary
+from .eager import Evaluated, Ready, kind_of
 
 __all__ = ["CompiledSVI"]
 
@@ -100,6 +102,7 @@ class CompiledSVI(SVI):
             raise ValueError(f"steps_per_call must be an integer >= 1, not {number!r}")
         super().__init__(model, guide, optim, loss)
         self._elbo = loss
+        self._has_terms = hasattr(loss, "decompose")
         self.steps_per_call = int(steps_per_call)
         self._losses: list[float] = []
         self._records: list[Any] = []
@@ -110,7 +113,7 @@ class CompiledSVI(SVI):
         )
         self._programs: list[Program] = []
         self._flat: FlatParameters | None = None
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._num_captures = 0
         self._why_eager = ""
         self._said: set[str] = set()
@@ -143,7 +146,12 @@ class CompiledSVI(SVI):
     @property
     def last_terms(self) -> list[Any]:
         """The :class:`~pyro_elbo.ELBOTerms` of each step of the last call, if the loss has any."""
-        return [record() for record in self._records]
+        return [record.terms() for record in self._records if self._has_terms]
+
+    @property
+    def last_summaries(self) -> list[Summary | None]:
+        """The totals of each step of the last call; ``None`` where the loss has no terms."""
+        return [record.summary() if self._has_terms else None for record in self._records]
 
     def explain(self) -> str:
         """What is running, and why."""
@@ -169,7 +177,7 @@ class CompiledSVI(SVI):
                 if program.matches(arguments, self._flat, weights):
                     return program
         ready, self._ready = self._ready, None
-        if ready is None or not ready.is_for(_kind(arguments, weights), self.optim):
+        if ready is None or not ready.is_for(kind_of(arguments, weights), self.optim):
             return None
         if len(weights) < self.steps_per_call or any(len(w) != len(weights[0]) for w in weights):
             self._ready = ready
@@ -182,7 +190,7 @@ class CompiledSVI(SVI):
         return self._compiles and not getattr(self._elbo, "_gradient_hooks", None)
 
     def _new_program(
-        self, arguments: Arguments, weights: Sequence[Mapping[str, float]], ready: _Ready
+        self, arguments: Arguments, weights: Sequence[Mapping[str, float]], ready: Ready
     ) -> Program | None:
         try:
             flat = FlatParameters(ready.parameters, self.optim, self._is_inside)
@@ -240,7 +248,7 @@ class CompiledSVI(SVI):
             for parameter, part in zip(group.parameters, group.parts(gradient), strict=True):
                 parameter.grad = part
             named |= dict(zip(group.names, group.parameters, strict=True))
-        if hasattr(self._elbo, "decompose"):
+        if self._has_terms:
             self._elbo._terms = outcome.terms
         if named:
             if hasattr(self._elbo, "show_gradients"):
@@ -251,13 +259,11 @@ class CompiledSVI(SVI):
             group.count()
         if hasattr(self._elbo, "_count_evaluation"):
             self._elbo._count_evaluation()
-        self._keep(outcome.loss)
+        self._keep(outcome.loss, outcome)
 
-    def _keep(self, loss: float) -> None:
+    def _keep(self, loss: float, record: Outcome | Evaluated) -> None:
         self._losses.append(loss)
-        if hasattr(self._elbo, "decompose"):
-            terms = self._elbo._terms
-            self._records.append(terms if callable(terms) else lambda: terms)
+        self._records.append(record)
 
     def _eager(self, args: Any, kwargs: Any, given: Given | None) -> None:
         with ParamCapture() as captured:
@@ -270,8 +276,8 @@ class CompiledSVI(SVI):
         self._ready = None
         if given is not None and moved:
             surroundings = Surroundings(self.model, self.guide)
-            self._ready = _Ready(_kind(*given), moved, surroundings)
-        self._keep(float(loss))
+            self._ready = Ready(kind_of(*given), moved, surroundings)
+        self._keep(float(loss), Evaluated(self._elbo._terms if self._has_terms else None))
 
     def _go_on_eagerly(self, why: str) -> None:
         self._why_eager = why
@@ -282,26 +288,3 @@ class CompiledSVI(SVI):
         if what not in self._said:
             self._said.add(what)
             warnings.warn(f"CompiledSVI: {what}", UserWarning, stacklevel=4)
-
-
-class _Ready(NamedTuple):
-    """An eager step that was taken, after which one like it can be captured.
-
-    Args:
-        kind: The kind of step.
-        parameters: What had gradients, by name.
-        surroundings: What model and guide read beside their arguments.
-    """
-
-    kind: Any
-    parameters: Mapping[str, Tensor]
-    surroundings: Surroundings
-
-    def is_for(self, kind: Any, optim: Any) -> bool:
-        """Whether nothing that a graph depends on has changed since."""
-        has_states = all(p in optim.optim_objs for p in self.parameters.values())
-        return self.kind == kind and has_states and self.surroundings.hold
-
-
-def _kind(arguments: Arguments, weights: Sequence[Mapping[str, float]]) -> Any:
-    return arguments.key, list(weights[0])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..evidence.modes import at_rest, check_made, forgetting, in_eval_mode
+from ..summary import summary_of
 from .feed import Feed
 from .history import History
 from .recorder import Recorder
@@ -65,8 +66,8 @@ def evaluate(
         with forgetting(), in_eval_mode(*programs), at_rest(loss), torch.no_grad():
             for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
                 value = stepper.evaluate_loss(*given.args, **given.kwargs)
-                terms = loss.terms if hasattr(loss, "decompose") else None
-                recorder.add({"step": step, "epoch": 0}, value, terms)
+                summary = summary_of(loss.terms) if hasattr(loss, "decompose") else None
+                recorder.add({"step": step, "epoch": 0}, value, summary)
     finally:
         before.restore(generators)
     return recorder.history()

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import StopTraining
-from ..terms import ELBOTerms
+from ..summary import Summary
 from .checkpoint import Checkpoint, restore
 from .feed import Feed, StepInput
 from .history import History
@@ -190,23 +190,23 @@ def _step(run: Run, given: StepInput) -> float:
         loss: float = run.stepper.step(*given.args, **given.kwargs)
     except StopTraining:
         run.is_whole = True
-        if _num_steps(run.stepper) > 1:
+        if hasattr(run.stepper, "last_summaries"):
             _record(run, given, start, _each(run.stepper))
         raise
     run.is_whole = True
-    is_one = _num_steps(run.stepper) == 1
-    _record(run, given, start, [(loss, run.terms)] if is_one else _each(run.stepper))
+    tells = hasattr(run.stepper, "last_summaries")
+    _record(run, given, start, _each(run.stepper) if tells else [(loss, run.summary)])
     return loss
 
 
 def _record(
-    run: Run, given: StepInput, start: float, steps: Sequence[tuple[float, ELBOTerms | None]]
+    run: Run, given: StepInput, start: float, steps: Sequence[tuple[float, Summary | None]]
 ) -> None:
     seconds = (perf_counter() - start) / max(len(steps), 1)
-    for loss, terms in steps:
+    for loss, summary in steps:
         run.step += 1
         row = {"step": run.step, "epoch": given.place.epoch, "seconds": seconds}
-        run.recorder.add(row, loss, terms)
+        run.recorder.add(row, loss, summary)
 
 
 def _num_steps(stepper: Any) -> int:
@@ -214,10 +214,9 @@ def _num_steps(stepper: Any) -> int:
     return int(getattr(stepper, "steps_per_call", 1))
 
 
-def _each(stepper: Any) -> list[tuple[float, ELBOTerms | None]]:
-    """The loss and the terms of each step of a stepper's last call."""
-    losses, terms = stepper.last_losses, stepper.last_terms
-    return list(zip(losses, terms or [None] * len(losses), strict=True))
+def _each(stepper: Any) -> list[tuple[float, Summary | None]]:
+    """The loss and the totals of each step of a stepper's last call."""
+    return list(zip(stepper.last_losses, stepper.last_summaries, strict=True))
 
 
 def _call(callback: Any, name: str, run: Run) -> None:

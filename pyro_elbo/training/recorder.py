@@ -6,22 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..terms import ELBOTerms
+from ..summary import TERMS, Summary
 from .history import SITE_BETA, SITE_KL, History
 
 __all__ = ["Recorder"]
 
-TERMS = (
-    *("objective", "elbo", "reconstruction", "kl", "weighted_kl"),
-    *("entropy", "expected_log_joint", "expected_log_prior"),
-)
 PENDING = 256
 
 
 class Recorder:
-    """Collects rows; terms stay tensors until some hundred rows are read at once.
+    """Collects rows; totals stay tensors until some hundred rows are read at once.
 
     Args:
         history: What to go on from.
@@ -33,20 +28,20 @@ class Recorder:
         self._num_rows = 0 if history is None else len(history)
         self._pending: list[tuple[dict[str, float], tuple[str, ...], Any]] = []
 
-    def add(self, row: Mapping[str, float], loss: float, terms: ELBOTerms | None) -> None:
+    def add(self, row: Mapping[str, float], loss: float, summary: Summary | None) -> None:
         """Append a step.
 
         Args:
             row: What is known as numbers.
             loss: What the step returned; minus the objective of a loss without terms.
-            terms: The step's terms.
+            summary: The totals of the step's terms.
         """
-        if terms is None:
+        if summary is None:
             self._pending.append(({**row, "objective": -loss, "beta": np.nan}, (), None))
         else:
-            names, values = _values(terms)
-            numbers = {"num_data": terms.num_data or np.nan, **_betas(terms)}
-            self._pending.append(({**row, **numbers}, names, values))
+            names = (*TERMS, *(f"{SITE_KL}{name}" for name in summary.betas))
+            numbers = {"num_data": summary.num_data or np.nan, **_betas(summary)}
+            self._pending.append(({**row, **numbers}, names, summary.totals))
         if len(self._pending) >= PENDING:
             self._flush()
 
@@ -64,19 +59,11 @@ class Recorder:
         self._pending.clear()
 
     def _append(self, row: Mapping[str, float]) -> None:
-        for name in row:
-            self._columns.setdefault(name, [np.nan] * self._num_rows)
+        for name in (name for name in row if name not in self._columns):
+            self._columns[name] = [np.nan] * self._num_rows
         for name, column in self._columns.items():
             column.append(row.get(name, np.nan))
         self._num_rows += 1
-
-
-def _values(terms: ELBOTerms) -> tuple[tuple[str, ...], Any]:
-    latents = {name: site for name, site in terms.sites.items() if site.beta is not None}
-    names = (*TERMS, *(f"{SITE_KL}{name}" for name in latents))
-    values = [getattr(terms, name) for name in TERMS]
-    values += [site.total("kl") for site in latents.values()]
-    return names, torch.stack([value.to(terms.objective.device) for value in values])
 
 
 def _site_betas(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +76,8 @@ def _site_betas(columns: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _betas(terms: ELBOTerms) -> dict[str, float]:
-    betas = {name: float(s.beta) for name, s in terms.sites.items() if s.beta is not None}
+def _betas(summary: Summary) -> dict[str, float]:
+    betas = summary.betas
     if len(set(betas.values())) <= 1:
-        return {"beta": next(iter(betas.values()), float(terms.default_beta))}
+        return {"beta": next(iter(betas.values()), summary.default_beta)}
     return {"beta": np.nan, **{f"{SITE_BETA}{name}": beta for name, beta in betas.items()}}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from pyro.infer import ELBO
 
 from ..errors import StopTraining
+from ..summary import Summary, summary_of
 from ..terms import ELBOTerms
 from .history import History
 from .recorder import Recorder
@@ -42,6 +43,12 @@ class Run:
     def terms(self) -> ELBOTerms | None:
         """The terms of the step, where the loss has some."""
         return self.loss.terms if hasattr(self.loss, "decompose") else None
+
+    @property
+    def summary(self) -> Summary | None:
+        """The totals of these terms."""
+        terms = self.terms
+        return None if terms is None else summary_of(terms)
 
     @property
     def history(self) -> History:
