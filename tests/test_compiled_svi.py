@@ -93,7 +93,7 @@ def test_an_update_in_the_graph_is_that_of_the_optimiser(name):
         flat = None
         for step, grad in enumerate(grads):
             if step == 5 and inside:
-                flat = FlatParameters(parameters, optim, inside=True)
+                flat = FlatParameters(parameters, parameters, optim, inside=True)
             if flat is None:
                 for n, parameter in parameters.items():
                     parameter.grad = grad[n].clone()

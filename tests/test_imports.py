@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "weighting": [],
     "elbo": ["schedules", "terms", "weighting"],
     "capture": ["terms", "weighting", "elbo"],
-    "steppers": ["elbo", "capture"],
+    "steppers": ["terms", "elbo", "capture"],
     "interop": ["elbo", "terms"],
     "evidence": ["terms", "elbo", "interop"],
     "diagnostics": ["elbo", "weighting", "evidence", "terms", "interop"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -36,6 +36,11 @@ class Arguments(NamedTuple):
         """What a graph depends on: all but the values in the tensors."""
         kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in self.tensors]
         return self.rest, kinds
+
+    @property
+    def callables(self) -> list[Any]:
+        """Modules and functions among them."""
+        return list(_callables(self.rest))
 
     def filled(self, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
         """Positional and keyword arguments with other tensors."""
@@ -75,6 +80,14 @@ def _taken(value: Any, tensors: list[Tensor]) -> Any:
         f"an argument is of type {type(value).__name__}, which could change unseen; pass tensors, "
         "numbers, strings, or tuples, lists and dicts of them"
     )
+
+
+def _callables(rest: Any) -> Iterator[Any]:
+    for part in rest if isinstance(rest, (tuple, list)) and not isinstance(rest, _Slot) else ():
+        if isinstance(part, (tuple, list)):
+            yield from _callables(part)
+        elif callable(part) and not isinstance(part, type):
+            yield part
 
 
 def _filled(rest: Any, tensors: Sequence[Tensor]) -> Any:

@@ -23,6 +23,7 @@ from .noise import Noise, take_noise_out
 from .outputs import Reading, leave_out_what_follows
 from .private import trace_operations
 from .simplify import simplify
+from .surroundings import Surroundings
 
 __all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "weights_of"]
 
@@ -37,7 +38,7 @@ class Evaluation:
         guide: The guide.
         arguments: The arguments.
         parameters: What gradients are taken of.
-        buffers: What modules move as they run.
+        surroundings: What the program reads beside its arguments.
     """
 
     loss: Any
@@ -45,7 +46,12 @@ class Evaluation:
     guide: Any
     arguments: Arguments
     parameters: Sequence[Tensor]
-    buffers: Sequence[Tensor]
+    surroundings: Surroundings
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What modules move as they run."""
+        return self.surroundings.buffers
 
     def value(self, arguments: Arguments) -> tuple[Tensor, ELBOTerms | None]:
         """The objective and its terms at other arguments, without gradients."""
@@ -57,9 +63,11 @@ class Evaluation:
         args, kwargs = self.arguments.filled(arguments)
         with torch.enable_grad():
             objective, terms = self._objective(args, kwargs)
-            found = torch.autograd.grad(-objective, list(self.parameters), allow_unused=True)
-        pairs = zip(self.parameters, found, strict=True)
-        grads = [torch.zeros_like(p) if grad is None else grad.detach() for p, grad in pairs]
+            taken = [p for p in self.parameters if p.requires_grad]
+            found = torch.autograd.grad(-objective, taken, allow_unused=True)
+        grad_of = dict(zip(map(id, taken), found, strict=True))
+        own = ((p, grad_of.get(id(p))) for p in self.parameters)
+        grads = [torch.zeros_like(p) if grad is None else grad.detach() for p, grad in own]
         return objective.detach(), terms, grads
 
     def _objective(self, args: Any, kwargs: Any) -> tuple[Tensor, ELBOTerms | None]:
@@ -107,7 +115,9 @@ def capture(evaluation: Evaluation) -> Captured:
     """
     if getattr(evaluation.loss, "path_derivative", False):
         raise NotImplementedError("path_derivative runs the guide twice with the same noise")
-    with nothing_moved(evaluation.buffers), recorded() as answers:
+    if any(tensor.requires_grad for tensor in evaluation.arguments.tensors):
+        raise NotImplementedError("an argument takes gradients")
+    with _nothing_changed(evaluation), recorded() as answers:
         before = averages()
         terms = evaluation.run(evaluation.arguments.tensors)[1]
         if not _are_equal(before, averages()):
@@ -127,8 +137,10 @@ def capture(evaluation: Evaluation) -> Captured:
         return [objective, *grads, *own, totals_of(found)]
 
     numbers = [torch.tensor(value, dtype=torch.float64) for value in weights.values()]
-    with nothing_moved(evaluation.buffers), pyro.validation_enabled(False):
-        graph = trace_operations(traced, *numbers, *evaluation.arguments.tensors)
+    own = [tensor.detach() for tensor in evaluation.arguments.tensors]  # none is another, or read
+    with _nothing_changed(evaluation), pyro.validation_enabled(False):
+        graph = trace_operations(traced, *numbers, *own)
+    _check_attributes(graph)
     noise = take_noise_out(graph.graph)
     read = _inputs_instead_of_attributes(graph, evaluation.parameters)
     graph.graph.set_codegen(fx.graph.CodeGen())
@@ -169,16 +181,48 @@ def _are_equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool
 
 
 @contextmanager
-def nothing_moved(buffers: Sequence[Tensor]) -> Iterator[None]:
+def nothing_moved(surroundings: Surroundings) -> Iterator[None]:
     """Afterwards generators, buffers and baselines are where they were."""
-    copies = [buffer.clone() for buffer in buffers]
+    states = [generator.get_state() for generator in surroundings.generators]
+    copies = [(buffer, buffer.clone()) for buffer in surroundings.buffers]
     with torch.random.fork_rng(), averages_kept():
         try:
             yield
         finally:
-            with torch.no_grad():
-                for buffer, copy in zip(buffers, copies, strict=True):
-                    buffer.copy_(copy)
+            _put_back(copies)
+            for generator, state in zip(surroundings.generators, states, strict=True):
+                generator.set_state(state)
+
+
+@contextmanager
+def _nothing_changed(evaluation: Evaluation) -> Iterator[None]:
+    """The same, for a program that changes no other tensor.
+
+    Raises:
+        NotImplementedError: It changes an argument, or a tensor that it holds, in place.
+    """
+    held = [*evaluation.arguments.tensors, *evaluation.surroundings.tensors]
+    copies = [(tensor, tensor.clone()) for tensor in held]
+    versions = [tensor._version for tensor in held]
+    changed = []
+    with nothing_moved(evaluation.surroundings):
+        try:
+            yield
+        finally:
+            pairs = zip(copies, versions, strict=True)
+            changed = [copied for copied, version in pairs if copied[0]._version != version]
+            _put_back(changed)
+    if changed:
+        raise NotImplementedError(
+            "the program changes a tensor in place, an argument or one that it holds; make it a "
+            "buffer of a module"
+        )
+
+
+def _put_back(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, copy in copies:
+            tensor.copy_(copy)
 
 
 def _inputs_instead_of_attributes(
@@ -202,6 +246,16 @@ def _inputs_instead_of_attributes(
             node.replace_all_uses_with(last)
             graph.graph.erase_node(node)
     return [tensor for key, tensor in tensors.items() if key not in places]
+
+
+def _check_attributes(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and not isinstance(getattr(graph, node.target), Tensor):
+            takes = "generator" in {name for user in node.users for name in user.kwargs}
+            what = (
+                "a torch.Generator of the program's own" if takes else f"{node.target}, no tensor"
+            )
+            raise NotImplementedError(f"an operation takes {what}")
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .updates import update_of
+from .parameters import Watch
+from .updates import INPUTS, update_of
 
 __all__ = ["FlatGroup", "FlatParameters"]
 
-_state_of, _rate_of = attrgetter("state"), itemgetter("lr")
+_state_of = attrgetter("state")
 
 
 class FlatGroup:
@@ -38,7 +39,11 @@ class FlatGroup:
         self.step, self._steps = self._adopted_steps()
         self._pointers = [*map(Tensor.data_ptr, self.parameters)]
         self._states = [optimizer.state for optimizer in self.optimizers]
+        self._sizes = [*map(len, self._states)]
         self._options = [optimizer.param_groups[0] for optimizer in self.optimizers]
+        self._inputs_of = _getter(self._options[0], lambda name: name in INPUTS)
+        self._static_of = _getter(self._options[0], _is_static)
+        self._static = [*map(self._static_of, self._options)]
 
     @property
     def key(self) -> Any:
@@ -53,15 +58,26 @@ class FlatGroup:
         return (
             [*map(Tensor.data_ptr, self.parameters)] == self._pointers
             and all(map(is_, map(_state_of, self.optimizers), self._states))
-            and self._has_one_rate
+            and [*map(len, self._states)] == self._sizes
+            and (self.update is None or self._moves_as_before)
         )
 
     @property
-    def _has_one_rate(self) -> bool:
-        if self.update is None:
-            return True
-        rates = [*map(_rate_of, self._options)]
-        return rates.count(rates[0]) == len(rates)
+    def _moves_as_before(self) -> bool:
+        """Whether the optimisers have the options and the step that the group's update has."""
+        inputs = [*map(self._inputs_of, self._options)]
+        return (
+            inputs.count(inputs[0]) == len(inputs)
+            and [*map(self._static_of, self._options)] == self._static
+            and self._has_one_step
+        )
+
+    @property
+    def _has_one_step(self) -> bool:
+        if self._steps is not None:
+            return bool((self._steps == self.step).all())
+        pairs = zip(self._states, self.parameters, strict=True)
+        return all(state[p].get("step", self.step) == self.step for state, p in pairs if p in state)
 
     def parts(self, vector: Tensor) -> Iterator[Tensor]:
         """The parts of a vector, shaped like the parameters."""
@@ -73,7 +89,8 @@ class FlatGroup:
         """What the update needs to know of the next step, or of one some steps ahead of it."""
         if self.update is None:
             return []
-        numbers: list[float] = self.update.numbers(self._options[0], self.step + 1 + ahead)
+        step = self.step + 1 + ahead
+        numbers: list[float] = self.update.numbers(self._options[0], step, ahead)
         return numbers
 
     def count(self) -> None:
@@ -119,15 +136,26 @@ class FlatParameters:
     """All parameters that a step moves, in groups.
 
     Args:
-        parameters: Leaf tensors that have had a gradient, by name.
+        parameters: The leaf tensors that a step moves, by name.
+        asked: Those that the program asks for, by name, these among them.
         optim: The optimiser, after a step with them.
         inside: Whether optimisers of which the update is known are to be part of a graph.
+
+    Raises:
+        ValueError: Two parameters share memory, or a hook looks at a gradient.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], optim: Any, inside: bool) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        asked: Mapping[str, Tensor],
+        optim: Any,
+        inside: bool,
+    ) -> None:
         self._optim, self._objects, self.inside = optim, dict(optim.optim_objs), inside
         kinds: dict[Any, dict[str, Tensor]] = {}
         updates: dict[Any, Any] = {}
+        Watch.check(parameters)
         for name, parameter in parameters.items():
             update = self._update(parameter) if inside else None
             kind = self._kind(parameter, update)
@@ -137,10 +165,11 @@ class FlatParameters:
             FlatGroup(group, [self._optimizer(p) for p in group.values()], updates[kind])
             for kind, group in kinds.items()
         ]
-        self.key = tuple(group.key for group in self.groups)
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.outside = [group for group in self.groups if group.update is None]
         self.vectors = [vector for g in self.groups for vector in (g.value, *g.state.values())]
+        self.watch = Watch(asked, self.parameters)
+        self.key = (self.watch.key, *(group.key for group in self.groups))
 
     def is_bound(self, optim: Any, inside: bool) -> bool:
         """Whether parameters, states and optimisers are still those that were adopted."""
@@ -148,6 +177,7 @@ class FlatParameters:
             optim is self._optim
             and inside == self.inside
             and optim.optim_objs == self._objects
+            and self.watch.holds
             and all(group.is_bound for group in self.groups)
         )
 
@@ -164,10 +194,21 @@ class FlatParameters:
         if update is None:
             return kind
         optimizer = self._optimizer(parameter)
+        options = optimizer.param_groups[0]
         step = optimizer.state[parameter].get("step", 0)
-        return (*kind, _static(update.options), float(step), optimizer.param_groups[0]["lr"])
+        inputs = tuple(options[name] for name in INPUTS if name in options)
+        return (*kind, _static(update.options), float(step), inputs)
+
+
+def _is_static(name: str) -> bool:
+    return name not in (*INPUTS, "params")
 
 
 def _static(options: Mapping[str, Any]) -> Any:
-    changing = ("lr", "params")
-    return tuple((name, repr(value)) for name, value in options.items() if name not in changing)
+    return tuple((name, repr(value)) for name, value in options.items() if _is_static(name))
+
+
+def _getter(options: Mapping[str, Any], chosen: Any) -> Any:
+    """What gets the chosen options of one like these, in a tuple."""
+    names = [name for name in options if chosen(name)]
+    return itemgetter(*names) if names else lambda options: ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +80,7 @@ class Program:
         evaluation: The loss with its program.
         arguments: The arguments.
         flat: The parameters.
+        surroundings: What the program reads beside them.
         compiler: How to compile the graph; ``None`` to replay it.
         num_steps: How many steps a call takes, where that is possible: where the graph draws its
             noise beforehand, holds every optimiser, and moves no buffers.
@@ -91,6 +94,7 @@ class Program:
         evaluation: Evaluation,
         arguments: Arguments,
         flat: FlatParameters,
+        surroundings: Surroundings,
         compiler: Compiler | None,
         num_steps: int = 1,
     ) -> None:
@@ -101,11 +105,13 @@ class Program:
         self.step = step_graph(self.captured, flat, arguments.tensors, self.size)
         self._noise = self.captured.noise.repeated(self.size)
         self._key, self._flat_key = arguments.key, flat.key
-        self._surroundings = Surroundings(evaluation.model, evaluation.guide)
-        self._evaluation = evaluation
+        self._surroundings = surroundings
+        self._forms = self._forms_now()
+        self._evaluation, self._buffers = evaluation, evaluation.buffers
         self.num_nodes = len(self.step.graph.graph.nodes)
         self.num_steps = self.num_calls = 0
         self.capture_seconds = perf_counter() - start
+        surroundings.renew()
         count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
         self._numbers = torch.zeros(count * self.size, dtype=torch.float64)
         self._written = self._numbers.numpy()
@@ -120,6 +126,7 @@ class Program:
             and all(self.captured.weights == list(named) for named in weights[: self.size])
             and self._flat_key == flat.key
             and self._surroundings.hold
+            and self._forms_now() == self._forms
         )
 
     def take(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> list[Outcome]:
@@ -138,9 +145,14 @@ class Program:
         if self.compilation.unproven is not None:
             self.compilation.prove(partial(proves, step=self.step, inputs=inputs, flat=flat))
         outputs = self.compilation.run(*inputs)
-        increment_version([*flat.parameters, *self._evaluation.buffers])
+        increment_version([*flat.parameters, *self._buffers])
         steps = zip(self.step.steps(outputs), weights, strict=False)
         return [Outcome(own, self, named) for own, named in steps]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What its steps move beside the parameters."""
+        return self._buffers
 
     def draw_again(self, num_steps: int) -> None:
         """Bring the generators to where they are after the first so many steps of a call."""
@@ -171,15 +183,16 @@ class Program:
         self, arguments: Arguments, flat: FlatParameters, weights: Ahead
     ) -> list[Outcome] | str:
         """Take the steps where eager agrees; else why it does not, and nothing moves."""
-        moved = [*flat.vectors, *self._evaluation.buffers]
+        moved = [*flat.vectors, *self._buffers]
         copies = [tensor.clone() for tensor in moved]
         try:
-            with nothing_moved(self._evaluation.buffers), torch.no_grad():
+            with nothing_moved(self._evaluation.surroundings), torch.no_grad():
                 objective, terms = self._evaluation.value(arguments)
                 if self.captured.layout is not None:
                     self.captured.layout.check(terms)
         except Exception as error:
             return f"{type(error).__name__}: {_first_line(error)}"
+        self._surroundings.renew()
         outcomes = self.take(arguments, flat, weights)
         outcome = outcomes[0]
         if outcome.is_finite and not outcome.agrees(objective):
@@ -201,6 +214,11 @@ class Program:
             *self.captured.read,
             *arguments.tensors,
         ]
+
+    def _forms_now(self) -> tuple[Any, Any]:
+        """The shapes and strides of what is read beside the arguments."""
+        read = self.captured.read
+        return [*map(attrgetter("shape"), read)], [*map(Tensor.stride, read)]
 
     def _why_single(self, evaluation: Evaluation, flat: FlatParameters) -> str:
         if not self.captured.noise.is_all:

@@ -1,50 +1,58 @@
-"""What a program reads beside its arguments: modules, closures, globals."""
+"""What a program reads beside its arguments: modules, closures, globals, objects."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from operator import attrgetter, call, is_
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 __all__ = ["Surroundings"]
 
 _LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "contextlib"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-MOST = 2000
+MOST = 50_000
 
 _Book = Callable[[], Iterable[Any]]
 """What says what something holds now."""
 
 
 class Surroundings:
-    """Modules, functions and what they hold, as they are now.
+    """What is read beside the arguments, as it is now.
 
     Found are modules, functions of one's own, what their closures and globals are, methods and
-    partial functions, poutine handlers, and lists, tuples and dicts of these. Another object is
-    taken for what it was, and so is one of its kind in its place.
+    partial functions, poutine handlers, objects of one's own classes, and lists, tuples and dicts
+    of these. An object of a library is taken for what it was, and so is one of its kind in its
+    place, but for arrays and distributions.
 
     Args:
-        programs: Model and guide.
+        held: Says what there is to begin with: model, guide, settings.
+
+    Raises:
+        ValueError: There is more than can be looked at before each step.
     """
 
-    def __init__(self, *programs: Any) -> None:
+    def __init__(self, held: _Book) -> None:
         self._books: list[_Book] = []
         self._values: list[list[Any]] = []
         self._empty: list[dict[Any, Any]] = []
         self.modules: list[nn.Module] = []
+        self.generators: list[torch.Generator] = []
+        self._tensors: list[Tensor] = []
         self._seen: dict[int, Any] = {}
-        self._visit(programs)
+        self._visit(self._noted(held))
         found = {id(p): p for module in self.modules for p in module._parameters.values()}
         parameters = [parameter for parameter in found.values() if parameter is not None]
         self._noted(partial(map, attrgetter("requires_grad"), parameters))
-        self._noted(lambda: (torch.get_default_dtype(),))
+        self._noted(_modes)
         self._all = list(chain.from_iterable(self._values))
 
     @property
@@ -52,6 +60,12 @@ class Surroundings:
         """The buffers of all modules."""
         found = {id(b): b for module in self.modules for b in module._buffers.values()}
         return [buffer for buffer in found.values() if buffer is not None]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Tensors that are neither parameters nor buffers."""
+        buffers = {id(buffer) for buffer in self.buffers}
+        return [t for t in self._tensors if not t.requires_grad and id(t) not in buffers]
 
     @property
     def hold(self) -> bool:
@@ -67,27 +81,43 @@ class Surroundings:
         self._values, self._all = found, now
         return True
 
+    def renew(self) -> None:
+        """Take what the program changed of them, as it was run, for what they are."""
+        self._values = [list(book()) for book in self._books]
+        self._all = list(chain.from_iterable(self._values))
+
     def _visit(self, things: Iterable[Any]) -> None:
         left = list(things)
-        while left and len(self._seen) < MOST:
+        while left:
             thing = left.pop()
-            if id(thing) in self._seen or isinstance(thing, (Tensor, type, *_PLAIN)):
+            if isinstance(thing, _PLAIN) or id(thing) in self._seen:
                 continue
             self._seen[id(thing)] = thing
+            if len(self._seen) > MOST:
+                raise ValueError(
+                    f"model and guide hold more than {MOST} objects, too many to look at at each "
+                    "step; pass large collections as tensors"
+                )
             left.extend(self._inside(thing))
 
     def _inside(self, thing: Any) -> Iterator[Any]:
-        if isinstance(thing, nn.Module):
+        if isinstance(thing, Tensor):
+            self._tensors.append(thing)
+        elif isinstance(thing, torch.Generator):
+            self.generators.append(thing)
+        elif isinstance(thing, nn.Module):
             self.modules.append(thing)
-            yield from self._noted(vars(thing).values)
-        elif isinstance(thing, Messenger):
-            yield from self._noted(vars(thing).values)
+            yield from self._of_object(thing)
         elif isinstance(thing, MethodType):
             yield from (thing.__self__, thing.__func__)
         elif isinstance(thing, partial):
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, FunctionType):
             yield from self._of_function(thing)
+        elif isinstance(thing, property):
+            yield thing.fget
+        elif isinstance(thing, (staticmethod, classmethod)):
+            yield thing.__func__
         elif isinstance(thing, dict) and not thing:
             self._empty.append(thing)
         elif isinstance(thing, dict):
@@ -96,21 +126,59 @@ class Surroundings:
             yield from self._noted(thing.__iter__)
         elif isinstance(thing, tuple):
             yield from thing
+        elif isinstance(thing, Messenger) or _is_own(thing):
+            yield from self._of_object(thing)
 
     def _noted(self, book: _Book) -> list[Any]:
         self._books.append(book)
         self._values.append(list(book()))
         return self._values[-1]
 
+    def _of_object(self, thing: Any) -> Iterator[Any]:
+        if hasattr(thing, "__dict__"):
+            yield from self._noted(vars(thing).values)
+        for cls in type(thing).__mro__:
+            if id(cls) not in self._seen and not _is_of_library(cls.__module__):
+                self._seen[id(cls)] = cls
+                yield from self._noted(vars(cls).values)
+
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
-        if (function.__module__ or "").split(".")[0] in _LIBRARIES:
+        if _is_of_library(function.__module__ or ""):
             yield from (getattr(function, "__wrapped__", None),)
             return
         filled = [cell for cell in function.__closure__ or () if _is_filled(cell)]
         yield from self._noted(partial(map, attrgetter("cell_contents"), filled))
-        names = [name for name in function.__code__.co_names if name in function.__globals__]
+        names = [name for name in _names_in(function.__code__) if name in function.__globals__]
         yield from self._noted(partial(map, function.__globals__.get, names))
         yield from (function.__defaults__, function.__kwdefaults__)
+
+
+def _modes() -> tuple[Any, ...]:
+    return torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
+
+
+def _names_in(code: CodeType) -> list[str]:
+    """The names that a function and those inside of it look up."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    found = [*code.co_names, *(name for own in inner for name in _names_in(own))]
+    return list(dict.fromkeys(found))
+
+
+@cache
+def _is_of_library(module: str) -> bool:
+    """Whether a module is none of one's own: torch, the standard library, what pip installed."""
+    top = module.split(".")[0]
+    if top in _LIBRARIES or top in sys.stdlib_module_names:
+        return top != "__main__"
+    path = getattr(sys.modules.get(top), "__file__", None) or ""
+    return "site-packages" in path or "dist-packages" in path
+
+
+def _is_own(thing: Any) -> bool:
+    """Whether something is an object of one's own class."""
+    if isinstance(thing, (type, ModuleType, Distribution)):
+        return False
+    return not _is_of_library(type(thing).__module__)
 
 
 def _is_filled(cell: Any) -> bool:
@@ -127,7 +195,7 @@ def _are_alike(some: list[Any], others: list[Any]) -> bool:
 def _alike(one: Any, other: Any) -> bool:
     if one is other:
         return True
-    if type(one) is not type(other) or isinstance(one, (Tensor, nn.Module, FunctionType)):
+    if type(one) is not type(other) or isinstance(one, _EACH_ITS_OWN):
         return False
     if isinstance(one, _PLAIN):
         return bool(one == other)
@@ -137,4 +205,9 @@ def _alike(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_alike, one, other))
     if isinstance(one, MethodType):
         return one.__func__ is other.__func__ and _alike(one.__self__, other.__self__)
-    return True
+    if _is_own(one) and hasattr(one, "__dict__"):
+        return _alike(vars(one), vars(other))
+    return type(one).__module__ != "numpy"
+
+
+_EACH_ITS_OWN = (Tensor, nn.Module, FunctionType, Distribution, torch.Generator)

@@ -14,7 +14,7 @@ import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
-__all__ = ["Update", "update_of"]
+__all__ = ["INPUTS", "Update", "update_of"]
 
 State = Mapping[str, Tensor]
 Options = Mapping[str, Any]
@@ -30,8 +30,14 @@ class Update(Protocol):
     names: Sequence[str]
     counts: bool
 
-    def numbers(self, options: Options, step: int) -> list[float]:
-        """What depends on the learning rate and the step, the first step being 1."""
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
+        """What changes from step to step.
+
+        Args:
+            options: The options of the next step.
+            step: The number of the step, the first being 1.
+            ahead: How many steps after the next one it is.
+        """
 
     def __call__(
         self, value: Tensor, grad: Tensor, state: State, numbers: Sequence[Tensor]
@@ -40,6 +46,15 @@ class Update(Protocol):
 
     def count(self, options: dict[str, Any], state: dict[str, Any]) -> None:
         """Count a step in the optimiser's own books, where those hold Python numbers."""
+
+
+INPUTS = ("lr", "betas")
+"""The options that are inputs of a graph, and may change from step to step."""
+
+
+def _parts(*betas: float) -> list[float]:
+    """What each average keeps of itself, and what it takes of the new."""
+    return [part for beta in betas for part in (beta, 1 - beta)]
 
 
 class _Update:
@@ -65,23 +80,22 @@ class _Adam(_Update):
         self.names = ("exp_avg", "exp_avg_sq", *largest)
         self.decouples = bool(options["weight_decay"] and options["decoupled_weight_decay"])
 
-    def numbers(self, options: Options, step: int) -> list[float]:
-        beta1, beta2 = self.options["betas"]
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
+        beta1, beta2 = options["betas"]
         rate = float(options["lr"])
         kept = 1.0 - rate * self.options["weight_decay"]
-        return [rate / (1 - beta1**step), math.sqrt(1 - beta2**step), kept]
+        return [rate / (1 - beta1**step), math.sqrt(1 - beta2**step), kept, *_parts(beta1, beta2)]
 
     def __call__(
         self, value: Tensor, grad: Tensor, state: State, numbers: Sequence[Tensor]
     ) -> tuple[Tensor, State]:
-        rate, root, kept = numbers
-        beta1, beta2 = self.options["betas"]
+        rate, root, kept, _, own1, beta2, own2 = numbers
         if self.decouples:
             grad, value = (-grad if self.options["maximize"] else grad), value * kept
         else:
             grad = self.decayed(value, grad)
-        first = torch.lerp(state["exp_avg"], grad, 1 - beta1)
-        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad * grad
+        first = torch.lerp(state["exp_avg"], grad, own1.to(grad.dtype))
+        second = beta2 * state["exp_avg_sq"] + own2 * grad * grad
         new = {"exp_avg": first, "exp_avg_sq": second}
         if self.options["amsgrad"]:
             new["max_exp_avg_sq"] = second = torch.maximum(state["max_exp_avg_sq"], second)
@@ -92,21 +106,20 @@ class _ClippedAdam(_Update):
     names = ("exp_avg", "exp_avg_sq")
     counts = True
 
-    def numbers(self, options: Options, step: int) -> list[float]:
-        beta1, beta2 = self.options["betas"]
-        rate = float(options["lr"]) * self.options["lrd"]
-        return [rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)]
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
+        beta1, beta2 = options["betas"]
+        rate = float(options["lr"]) * self.options["lrd"] ** (1 + ahead)
+        return [rate * math.sqrt(1 - beta2**step) / (1 - beta1**step), *_parts(beta1, beta2)]
 
     def __call__(
         self, value: Tensor, grad: Tensor, state: State, numbers: Sequence[Tensor]
     ) -> tuple[Tensor, State]:
-        (rate,) = numbers
-        beta1, beta2 = self.options["betas"]
+        rate, beta1, own1, beta2, own2 = numbers
         bound = self.options["clip_norm"]
         grad = self.decayed(value, grad.clamp(-bound, bound))
-        first = beta1 * state["exp_avg"] + (1 - beta1) * grad
+        first = beta1 * state["exp_avg"] + own1 * grad
         varying = grad - first if self.options["centered_variance"] else grad
-        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * varying * varying
+        second = beta2 * state["exp_avg_sq"] + own2 * varying * varying
         value = value - rate * first / (second.sqrt() + self.options["eps"])
         return value, {"exp_avg": first, "exp_avg_sq": second}
 
@@ -120,7 +133,7 @@ class _SGD(_Update):
         super().__init__(options)
         self.names = ("momentum_buffer",) if options["momentum"] else ()
 
-    def numbers(self, options: Options, step: int) -> list[float]:
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
         return [float(options["lr"])]
 
     def __call__(
@@ -138,7 +151,7 @@ class _SGD(_Update):
 class _Adagrad(_Update):
     names = ("sum",)
 
-    def numbers(self, options: Options, step: int) -> list[float]:
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
         return [float(options["lr"]) / (1 + (step - 1) * self.options["lr_decay"])]
 
     def __call__(
@@ -157,7 +170,7 @@ class _RMSprop(_Update):
         centre = ("grad_avg",) if options["centered"] else ()
         self.names = ("square_avg", *momentum, *centre)
 
-    def numbers(self, options: Options, step: int) -> list[float]:
+    def numbers(self, options: Options, step: int, ahead: int = 0) -> list[float]:
         return [float(options["lr"])]
 
     def __call__(

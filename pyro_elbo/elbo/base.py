@@ -96,6 +96,9 @@ class ViewELBO(StepELBO):
         self._terms: ELBOTerms | Callable[[], ELBOTerms] | None = None
         self._minibatches: MinibatchWatch = MinibatchWatch()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_terms": None if self._terms is None else self.terms}
+
     def objective(self, reconstruction: Tensor, kl_by_site: Mapping[str, Tensor]) -> Tensor:
         """Hook: what is maximised, from differentiable 0-dim tensors, in nats.
 

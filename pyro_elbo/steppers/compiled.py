@@ -113,7 +113,7 @@ class CompiledSVI(SVI):
         )
         self._programs: list[Program] = []
         self._flat: FlatParameters | None = None
-        self._ready: Ready | None = None
+        self._ready: list[Ready] = []
         self._num_captures = 0
         self._why_eager = ""
         self._said: set[str] = set()
@@ -130,7 +130,8 @@ class CompiledSVI(SVI):
         """
         self._losses, self._records = [], []
         while (left := self.steps_per_call - len(self._losses)) > 0:
-            given = None if self._why_eager or _PYRO_STACK else self._given(left, args, kwargs)
+            is_plain = not (self._why_eager or _PYRO_STACK) and torch.is_grad_enabled()
+            given = self._given(left, args, kwargs) if is_plain else None
             program = None if given is None else self._program(*given)
             if program is None or given is None:
                 self._eager(args, kwargs, given)
@@ -172,15 +173,16 @@ class CompiledSVI(SVI):
     ) -> Program | None:
         if self._flat is not None and not self._flat.is_bound(self.optim, self._is_inside):
             self._flat = None
+        if self._flat is not None and self._flat.watch.has_gradients:
+            return None
         if self._flat is not None:
             for program in self._programs:
                 if program.matches(arguments, self._flat, weights):
                     return program
-        ready, self._ready = self._ready, None
-        if ready is None or not ready.is_for(kind_of(arguments, weights), self.optim):
-            return None
-        if len(weights) < self.steps_per_call or any(len(w) != len(weights[0]) for w in weights):
-            self._ready = ready
+        kind = kind_of(arguments, weights)
+        ready = next((ready for ready in self._ready if ready.is_for(kind, self.optim)), None)
+        is_whole = len(weights) == self.steps_per_call
+        if ready is None or not is_whole or any(len(w) != len(weights[0]) for w in weights):
             return None
         return self._new_program(arguments, weights, ready)
 
@@ -193,7 +195,7 @@ class CompiledSVI(SVI):
         self, arguments: Arguments, weights: Sequence[Mapping[str, float]], ready: Ready
     ) -> Program | None:
         try:
-            flat = FlatParameters(ready.parameters, self.optim, self._is_inside)
+            flat = FlatParameters(ready.parameters, ready.asked, self.optim, self._is_inside)
             for program in self._programs:
                 if program.matches(arguments, flat, weights):
                     self._flat = flat
@@ -203,20 +205,20 @@ class CompiledSVI(SVI):
                     f"{MOST_CAPTURES} kinds of steps were captured already; give them the same "
                     "shapes, and pass numbers that change as tensors"
                 )
-            buffers = ready.surroundings.buffers
-            evaluation = Evaluation(
-                self._elbo, self.model, self.guide, arguments, flat.parameters, buffers
-            )
+            own, around = flat.parameters, ready.surroundings
+            evaluation = Evaluation(self._elbo, self.model, self.guide, arguments, own, around)
             program = Program(
                 evaluation,
                 arguments,
                 flat,
+                around,
                 self._compiler if self._compiles else None,
                 self.steps_per_call,
             )
         except Exception as error:  # whatever stands in its way, eager goes on
             self._go_on_eagerly(f"it cannot be captured: {type(error).__name__}: {error}")
             return None
+        self._ready.remove(ready)
         self._flat, self._num_captures = flat, self._num_captures + 1
         self._programs = [program, *self._programs][:MOST_PROGRAMS]
         return program
@@ -227,6 +229,7 @@ class CompiledSVI(SVI):
             self._say(f"a graph is replayed, not compiled: {program.compilation.why_not}")
         arguments, weights = given
         state = torch.get_rng_state()
+        buffers = [(buffer, buffer.clone()) for buffer in program.buffers]
         take = program.check_take if program.is_due else program.take
         outcomes = take(arguments, self._flat, weights)
         if isinstance(outcomes, str):
@@ -240,6 +243,9 @@ class CompiledSVI(SVI):
         if not outcomes or len(taken) < len(outcomes):
             torch.set_rng_state(state)
             program.draw_again(len(taken))
+            with torch.no_grad():
+                for buffer, copy in buffers:
+                    buffer.copy_(copy)
             self._eager(args, kwargs, None)
 
     def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
@@ -255,6 +261,7 @@ class CompiledSVI(SVI):
                 self._elbo.show_gradients(named)
             self.optim(set(named.values()))
             zero_grads(set(named.values()))
+            flat.watch.remember_gradients()
         for group in flat.groups:
             group.count()
         if hasattr(self._elbo, "_count_evaluation"):
@@ -273,11 +280,30 @@ class CompiledSVI(SVI):
         parameters = set(named.values())
         self.optim(parameters)
         zero_grads(parameters)
-        self._ready = None
+        self._flat = None
         if given is not None and moved:
-            surroundings = Surroundings(self.model, self.guide)
-            self._ready = Ready(kind_of(*given), moved, surroundings)
+            self._prepare(given, moved, named)
         self._keep(float(loss), Evaluated(self._elbo._terms if self._has_terms else None))
+
+    def _prepare(
+        self, given: Given, moved: Mapping[str, Tensor], asked: Mapping[str, Tensor]
+    ) -> None:
+        kind, given_too = kind_of(*given), given[0].callables
+        try:
+            around = Surroundings(lambda: [*self._held(), *given_too])
+        except ValueError as error:
+            self._go_on_eagerly(str(error))
+            return
+        others = [ready for ready in self._ready if ready.kind != kind]
+        self._ready = [Ready(kind, moved, asked, around), *others][:MOST_PROGRAMS]
+
+    def _held(self) -> list[Any]:
+        """What every step hangs on: the programs, and the loss's settings."""
+        settings = [value for name, value in vars(self._elbo).items() if name[0] != "_"]
+        return [self.model, self.guide, *settings]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": [], "_flat": None, "_ready": [], "_records": []}
 
     def _go_on_eagerly(self, why: str) -> None:
         self._why_eager = why

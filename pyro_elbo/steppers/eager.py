@@ -41,11 +41,13 @@ class Ready(NamedTuple):
     Args:
         kind: The kind of step.
         parameters: What had gradients, by name.
+        asked: What the program asked for, by name.
         surroundings: What model and guide read beside their arguments.
     """
 
     kind: Any
     parameters: Mapping[str, Tensor]
+    asked: Mapping[str, Tensor]
     surroundings: Surroundings
 
     def is_for(self, kind: Any, optim: Any) -> bool:
