@@ -275,7 +275,8 @@ def _unknown_name(name: str, latents: list[str], model_trace: Any) -> str:
             f"beta names site {name!r}, which is no latent here (it was reparameterised); "
             f"name {', '.join(map(repr, successors))} instead"
         )
-    found = ", ".join(map(repr, latents)) or "none"
+    own = [n for n in latents if constrained_name(n) == n or constrained_name(n) not in latents]
+    found = ", ".join(map(repr, own)) or "none"
     what = "but no latent has that name"
     if site is not None:
         what = "but that is a plate" if site_is_subsample(site) else "but that site is observed"

@@ -142,9 +142,9 @@ def test_a_library_that_cannot_be_built_leaves_nothing(tmp_path, monkeypatch):
 
 def test_by_default_libraries_are_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert library.default_folder() == tmp_path / "pyro_elbo"
+    assert library.folder_of(True) == tmp_path / "pyro_elbo"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert library.default_folder() == Path.home() / ".cache" / "pyro_elbo"
+    assert library.folder_of(True) == Path.home() / ".cache" / "pyro_elbo"
 
 
 def plus(by, x):

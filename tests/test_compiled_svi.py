@@ -295,6 +295,8 @@ def test_terms_stay_as_they_were():
 
 
 class Swayed:
+    __slots__ = ("factor",)  # which is not looked at
+
     def __init__(self):
         self.factor = 1.0
 

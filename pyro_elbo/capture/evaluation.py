@@ -25,7 +25,7 @@ from .private import trace_operations
 from .simplify import simplify
 from .surroundings import Surroundings
 
-__all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "weights_of"]
+__all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "put_back", "weights_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def nothing_moved(surroundings: Surroundings) -> Iterator[None]:
         try:
             yield
         finally:
-            _put_back(copies)
+            put_back(copies)
             for generator, state in zip(surroundings.generators, states, strict=True):
                 generator.set_state(state)
 
@@ -211,7 +211,7 @@ def _nothing_changed(evaluation: Evaluation) -> Iterator[None]:
         finally:
             pairs = zip(copies, versions, strict=True)
             changed = [copied for copied, version in pairs if copied[0]._version != version]
-            _put_back(changed)
+            put_back(changed)
     if changed:
         raise NotImplementedError(
             "the program changes a tensor in place, an argument or one that it holds; make it a "
@@ -219,7 +219,8 @@ def _nothing_changed(evaluation: Evaluation) -> Iterator[None]:
         )
 
 
-def _put_back(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+def put_back(copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give tensors their copies' values."""
     with torch.no_grad():
         for tensor, copy in copies:
             tensor.copy_(copy)

@@ -15,13 +15,17 @@ from torch import Tensor, fx
 
 from .private import build_library, load_library
 
-__all__ = ["default_folder", "library_path", "load_or_build"]
+__all__ = ["folder_of", "library_path", "load_or_build"]
 
 FORMAT = 1
 
 
-def default_folder() -> Path:
-    """Where libraries are kept: in the user's cache."""
+def folder_of(ahead_of_time: bool | str | os.PathLike[str]) -> Path | None:
+    """Where libraries are kept: in a folder that is named, or the user's cache; or nowhere."""
+    if not isinstance(ahead_of_time, bool):
+        return Path(ahead_of_time)
+    if not ahead_of_time:
+        return None
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "pyro_elbo"
 

@@ -226,7 +226,8 @@ class Program:
         if evaluation.buffers:
             return "its modules have buffers"
         if any(group.update is None for group in flat.groups):
-            return "an optimiser is not a part of the graph"
+            alone = "" if flat.inside else " (that takes a compiled one, and no hook on gradients)"
+            return f"an optimiser is not a part of the graph{alone}"
         return ""
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +17,17 @@ from torch import Tensor
 
 from ..capture.arguments import Arguments, arguments_of
 from ..capture.compilation import Compiler
-from ..capture.evaluation import Evaluation, weights_of
+from ..capture.evaluation import Evaluation, put_back, weights_of
 from ..capture.flat import FlatParameters
-from ..capture.library import default_folder
+from ..capture.library import folder_of
 from ..capture.program import Outcome, Program
-from ..capture.surroundings import Surroundings
 from ..elbo.tracers import ParamCapture
 from ..summary import Summary
-from .eager import Evaluated, Ready, kind_of
+from .eager import Evaluated, Kinds, Ready, kind_of, ready_after, why_not
 
 __all__ = ["CompiledSVI"]
 
-MOST_PROGRAMS = 8
-MOST_CAPTURES = 32
+MOST_PROGRAMS, MOST_CAPTURES = 8, 32
 
 Given = tuple[Arguments, Sequence[Mapping[str, float]]]
 
@@ -43,10 +40,11 @@ class CompiledSVI(SVI):
     one graph of operations on tensors, which is compiled, and from then on run in place of the
     program. Weights, learning rates and the step are inputs, so that a schedule changes no graph.
 
-    A kind of step is that of its arguments' shapes and dtypes, of the modules, closures and
-    globals that model and guide hold, of the parameters that have gradients, of which weights are
-    0, and of the optimiser's options. Where any of them changes, the step is taken eagerly and the
-    next one is captured anew.
+    A kind of step is that of its arguments' shapes and dtypes, of the modules, closures, globals
+    and objects that model and guide hold, of the parameters that have gradients, of which weights
+    are 0, and of the optimiser's options. Where any of them changes, the step is taken eagerly and
+    the next one is captured anew. Parameters become parts of one vector: a tensor that shares
+    memory with one (``p.detach()``, a kept ``state_dict()``) does not follow it any more.
 
     What model and guide do in Python (a print, a counter, a branch on something that none of the
     above holds) is done when they are run, and not at a captured step. Steps 0, 1, 2, 4, 8, ...
@@ -61,16 +59,13 @@ class CompiledSVI(SVI):
         loss: A loss of this package, or any :class:`pyro.infer.ELBO` with a ``differentiable_loss``
             that looks at no value.
         compiles: Whether to compile; else the graph is run operation by operation.
-        background: Whether to compile in a thread, and to run the graph operation by operation
-            meanwhile. At which step the compiled one takes over, and rounds in its way, is then a
-            matter of time: such a run cannot be repeated bit by bit.
+        background: Whether to compile in a thread, and to run the graph so meanwhile. When the
+            compiled one takes over is a matter of time: the run cannot be repeated bit by bit.
         ahead_of_time: Whether to compile into a library, a file in the user's cache (or in a folder
-            that is named here), which a later process loads if its program, shapes, versions and
-            processor are the same. That takes several times longer, which is told first, and a call
-            then costs less: for long runs, and for many.
-        steps_per_call: How many steps a call of :meth:`step` takes, in one run of a graph of so
-            many steps where that is possible (``explain()`` says where not). It takes that many
-            times longer to compile.
+            named here), which a later process loads if program, shapes, versions and processor are
+            the same. That takes several times longer, which is told first: for long runs.
+        steps_per_call: How many steps a call of :meth:`step` takes, on the same arguments, in one
+            run where that is possible (``explain()`` says where not); so much longer it compiles.
         max_nodes: The most operations of a graph that is compiled.
 
     Raises:
@@ -105,15 +100,13 @@ class CompiledSVI(SVI):
         self._has_terms = hasattr(loss, "decompose")
         self.steps_per_call = int(steps_per_call)
         self._losses: list[float] = []
-        self._records: list[Any] = []
+        self._records: list[Outcome | Evaluated] = []
         self._compiles = compiles
-        folder = default_folder() if ahead_of_time is True else Path(ahead_of_time or ".")
-        self._compiler = Compiler(
-            max_nodes, background, folder if ahead_of_time else None, self._say
-        )
+        folder = folder_of(ahead_of_time)
+        self._compiler = Compiler(max_nodes, background, folder, self._say)
         self._programs: list[Program] = []
         self._flat: FlatParameters | None = None
-        self._ready: list[Ready] = []
+        self._ready = Kinds()
         self._num_captures = 0
         self._why_eager = ""
         self._said: set[str] = set()
@@ -179,12 +172,10 @@ class CompiledSVI(SVI):
             for program in self._programs:
                 if program.matches(arguments, self._flat, weights):
                     return program
-        kind = kind_of(arguments, weights)
-        ready = next((ready for ready in self._ready if ready.is_for(kind, self.optim)), None)
-        is_whole = len(weights) == self.steps_per_call
-        if ready is None or not is_whole or any(len(w) != len(weights[0]) for w in weights):
+        if len(weights) < self.steps_per_call or any(len(w) != len(weights[0]) for w in weights):
             return None
-        return self._new_program(arguments, weights, ready)
+        ready = self._ready.like(kind_of(arguments, weights), self.optim)
+        return None if ready is None else self._new_program(arguments, weights, ready)
 
     @property
     def _is_inside(self) -> bool:
@@ -216,7 +207,7 @@ class CompiledSVI(SVI):
                 self.steps_per_call,
             )
         except Exception as error:  # whatever stands in its way, eager goes on
-            self._go_on_eagerly(f"it cannot be captured: {type(error).__name__}: {error}")
+            self._go_on_eagerly(why_not(error))
             return None
         self._ready.remove(ready)
         self._flat, self._num_captures = flat, self._num_captures + 1
@@ -243,9 +234,7 @@ class CompiledSVI(SVI):
         if not outcomes or len(taken) < len(outcomes):
             torch.set_rng_state(state)
             program.draw_again(len(taken))
-            with torch.no_grad():
-                for buffer, copy in buffers:
-                    buffer.copy_(copy)
+            put_back(buffers)
             self._eager(args, kwargs, None)
 
     def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
@@ -282,20 +271,16 @@ class CompiledSVI(SVI):
         zero_grads(parameters)
         self._flat = None
         if given is not None and moved:
-            self._prepare(given, moved, named)
+            self._prepare(given, named, moved)
         self._keep(float(loss), Evaluated(self._elbo._terms if self._has_terms else None))
 
     def _prepare(
-        self, given: Given, moved: Mapping[str, Tensor], asked: Mapping[str, Tensor]
+        self, given: Given, named: Mapping[str, Tensor], moved: Mapping[str, Tensor]
     ) -> None:
-        kind, given_too = kind_of(*given), given[0].callables
         try:
-            around = Surroundings(lambda: [*self._held(), *given_too])
+            self._ready.add(ready_after(*given, named, moved, self._held))
         except ValueError as error:
             self._go_on_eagerly(str(error))
-            return
-        others = [ready for ready in self._ready if ready.kind != kind]
-        self._ready = [Ready(kind, moved, asked, around), *others][:MOST_PROGRAMS]
 
     def _held(self) -> list[Any]:
         """What every step hangs on: the programs, and the loss's settings."""
@@ -303,7 +288,7 @@ class CompiledSVI(SVI):
         return [self.model, self.guide, *settings]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_programs": [], "_flat": None, "_ready": [], "_records": []}
+        return {**self.__dict__, "_programs": [], "_flat": None, "_ready": Kinds(), "_records": []}
 
     def _go_on_eagerly(self, why: str) -> None:
         self._why_eager = why

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +11,9 @@ from ..capture.arguments import Arguments
 from ..capture.surroundings import Surroundings
 from ..summary import Summary, summary_of
 
-__all__ = ["Evaluated", "Ready", "kind_of"]
+__all__ = ["Evaluated", "Kinds", "Ready", "kind_of", "ready_after", "why_not"]
+
+MOST_KINDS, MOST_LOST = 8, 32
 
 
 class Evaluated:
@@ -54,6 +56,72 @@ class Ready(NamedTuple):
         """Whether nothing that a graph depends on has changed since."""
         has_states = all(p in optim.optim_objs for p in self.parameters.values())
         return self.kind == kind and has_states and self.surroundings.hold
+
+
+class Kinds:
+    """The eager steps of each kind that none was captured of yet."""
+
+    def __init__(self) -> None:
+        self._ready: list[Ready] = []
+        self._num_lost = 0
+
+    def like(self, kind: Any, optim: Any) -> Ready | None:
+        """An eager step, after which one of this kind can be captured now."""
+        return next((ready for ready in self._ready if ready.is_for(kind, optim)), None)
+
+    def add(self, ready: Ready) -> None:
+        """Keep a step in place of what was kept of its kind.
+
+        Raises:
+            ValueError: Many were kept, and none was ever repeated.
+        """
+        others = [other for other in self._ready if other.kind != ready.kind]
+        self._ready = [ready, *others][:MOST_KINDS]
+        self._num_lost += len(others) == MOST_KINDS
+        if self._num_lost > MOST_LOST:
+            raise ValueError(
+                "hardly two steps are of one kind; pass numbers that change as tensors, and "
+                "batches of one shape"
+            )
+
+    def remove(self, ready: Ready) -> None:
+        """Forget a step, now that one of its kind is captured."""
+        self._ready.remove(ready)
+        self._num_lost = 0
+
+
+def ready_after(
+    arguments: Arguments,
+    weights: Sequence[Mapping[str, float]],
+    named: Mapping[str, Tensor],
+    moved: Mapping[str, Tensor],
+    held: Callable[[], list[Any]],
+) -> Ready:
+    """What is kept of an eager step.
+
+    Args:
+        arguments: Its arguments.
+        weights: Its weights.
+        named: What it asked for, by name.
+        moved: What had gradients, by name.
+        held: What every step hangs on.
+
+    Raises:
+        ValueError: The program holds too much.
+    """
+    given = arguments.callables
+    around = Surroundings(lambda: [*held(), *given])
+    return Ready(kind_of(arguments, weights), moved, named, around)
+
+
+def why_not(error: Exception) -> str:
+    """Why a step cannot be captured, in words."""
+    if "value out of a tracing tensor" in str(error):
+        return (
+            "it cannot be captured: model, guide or loss looks at a value (a branch, .item(), "
+            "float(...)), as Pyro's own losses do, and those of this package do not"
+        )
+    return f"it cannot be captured: {type(error).__name__}: {error}"
 
 
 def kind_of(arguments: Arguments, weights: Sequence[Mapping[str, float]]) -> Any:

@@ -25,6 +25,7 @@ from .run import Callback, Run
 __all__ = ["fit"]
 
 SHOWN = {"objective": "objective", "ELBO": "elbo", "rec.": "reconstruction", "KL": "kl"}
+INTERRUPTED = "interrupted"
 BAR_SECONDS = 0.5
 BAR_DELAY = 1.0
 
@@ -56,7 +57,7 @@ def fit(
     Args:
         stepper: Anything with ``step(...) -> loss``: Pyro's ``SVI``, ``CompiledSVI``,
             ``VariationalEM``. Where a call takes several steps (``steps_per_call``), each has a
-            row, and callbacks are called after the last.
+            row, on the same arguments or batch, and callbacks are called after the last.
         *args: Of every step, where there are no batches.
         batches: What to go through in each epoch, anew in each: a DataLoader, a list.
         num_steps: The steps of the whole run, those before ``resume`` included.
@@ -77,8 +78,8 @@ def fit(
             cannot be called.
 
     Warns:
-        UserWarning: Training ended before a schedule of the loss did; or the checkpoint is of the
-            last step, or of a run with another loss or weight.
+        UserWarning: Ctrl-C ended training; it ended before a schedule of the loss did; the
+            checkpoint is of the last step, or of a run with another loss or weight.
 
     Law:
         Parameters, generators and the loss end as after a loop of ``stepper.step`` over the same
@@ -119,6 +120,7 @@ def fit(
             _call(callback, "start", run)
             started.callback(_call, callback, "finish", run)
         stopped = _train(run, feed, ordered, progress)
+    _warn_if_interrupted(run, stopped)
     _warn_if_unfinished(run)
     return run.recorder.history(stopped)
 
@@ -158,7 +160,7 @@ def _train(run: Run, feed: Feed, callbacks: Sequence[Any], progress: bool) -> st
             if run.step < (run.num_steps or inf):
                 _steps(run, feed, callbacks, bar, interrupt)
     except KeyboardInterrupt:
-        stopped = f"interrupted after step {run.step}"
+        stopped = f"{INTERRUPTED} after step {run.step}"
     except StopTraining as reason:
         stopped = str(reason)
     finally:
@@ -235,6 +237,16 @@ def _warn_if_over(run: Run) -> None:
         )
 
 
+def _warn_if_interrupted(run: Run, stopped: str) -> None:
+    if stopped.startswith(INTERRUPTED):
+        of = "" if run.num_steps is None else f" of {run.num_steps}"
+        warnings.warn(
+            f"training was {stopped}{of}, by Ctrl-C; the history so far is returned",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _warn_if_unfinished(run: Run) -> None:
     for name, end in getattr(run.loss, "unfinished_schedules", {}).items():
         warnings.warn(
@@ -249,12 +261,14 @@ def _warn_if_unfinished(run: Run) -> None:
 class _Bar:
     def __init__(self, run: Run, total: int | None, progress: bool) -> None:
         self._run, self._shown = run, 0.0
+        self._loss: float | None = None
         interval = 0.1 if sys.stderr.isatty() else 10.0
         counts = {"total": total, "initial": run.step, "mininterval": interval}
         self._bar = tqdm(**counts, unit="step", disable=not progress, delay=BAR_DELAY)
 
     def show(self, loss: float, num_steps: int) -> None:
         """Count steps; now and then say where training stands."""
+        self._loss = loss
         if self._bar.disable:
             return
         if perf_counter() - self._shown > BAR_SECONDS:
@@ -263,6 +277,9 @@ class _Bar:
         self._bar.update(num_steps)
 
     def close(self) -> None:
+        """Say where training ended."""
+        if not self._bar.disable and self._loss is not None:
+            self._bar.set_postfix_str(self._words(self._loss), refresh=False)
         self._bar.close()
 
     def _words(self, loss: float) -> str:
