@@ -19,10 +19,11 @@ TERMS = (
 
 
 class Summary(NamedTuple):
-    """The totals of one evaluation, still on their device.
+    """The totals of one evaluation, in nats, still on their device: a row of a history to be.
 
     Args:
-        totals: Those of :data:`TERMS`, then the KL of each latent, in nats.
+        totals: A vector: objective, ELBO, reconstruction, KL, weighted KL, entropy, expected log
+            joint and expected log prior, then the KL of each latent.
         betas: The weight of each latent, by name, in their order.
         default_beta: The weight of a program without latents.
         num_data: How many data there are; 0 where that is not clear.
