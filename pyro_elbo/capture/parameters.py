@@ -27,9 +27,11 @@ class Watch:
 
     def __init__(self, asked: Mapping[str, Tensor], moved: Sequence[Tensor]) -> None:
         self._names, self._asked, self._moved = list(asked), list(asked.values()), list(moved)
+        own = {id(parameter) for parameter in moved}
+        self._others = [parameter for parameter in self._asked if id(parameter) not in own]
         self._in_store = self._stored()
         self._needs_grad = [*map(_NEEDS_GRAD, self._asked)]
-        self._shapes, self._strides = self._forms()
+        self._shapes, self._strides = [*map(_SHAPE, self._asked)], self._strides_now()
         self.remember_gradients()
 
     @staticmethod
@@ -59,27 +61,26 @@ class Watch:
         return (
             all(map(is_, self._stored(), self._in_store))
             and [*map(_NEEDS_GRAD, self._asked)] == self._needs_grad
-            and self._forms() == (self._shapes, self._strides)
+            and [*map(_SHAPE, self._asked)] == self._shapes
+            and all(map(Tensor.is_contiguous, self._moved))
+            and self._strides_now() == self._strides
             and not any(any(map(hooks, self._moved)) for hooks in _HOOKS)
         )
 
     @property
     def has_gradients(self) -> bool:
         """Whether gradients were added to since they were remembered."""
-        now = [*map(_GRAD, self._moved)]
-        return not all(map(is_, now, self._grads)) or self._versions(now) != self._seen
+        is_same = all(map(is_, map(_GRAD, self._moved), self._grads))
+        return not is_same or [*map(_VERSION, self._live)] != self._seen
 
     def remember_gradients(self) -> None:
         """Take the gradients that there are for what the last step left behind."""
         self._grads = [*map(_GRAD, self._moved)]
-        self._seen = self._versions(self._grads)
+        self._live = [grad for grad in self._grads if grad is not None]
+        self._seen = [*map(_VERSION, self._live)]
 
     def _stored(self) -> list[Any]:
         return [*map(pyro.get_param_store()._params.get, self._names)]
 
-    def _forms(self) -> tuple[Any, Any]:
-        return [*map(_SHAPE, self._asked)], [*map(Tensor.stride, self._asked)]
-
-    @staticmethod
-    def _versions(grads: Sequence[Any]) -> list[Any]:
-        return [None if grad is None else _VERSION(grad) for grad in grads]
+    def _strides_now(self) -> list[Any]:
+        return [*map(Tensor.stride, self._others)]
