@@ -249,6 +249,8 @@ class ELBOTerms(Totals):
     def __str__(self) -> str:
         return terms_table(self)
 
+    __repr__ = __str__
+
     def _total(self, part: str, sites: Iterable[SiteTerms] | None = None) -> Tensor:
         chosen = self.sites.values() if sites is None else sites
         return sum((site.total(part) for site in chosen), start=self.objective.new_zeros(()))
