@@ -16,11 +16,10 @@ from ..summary import Summary
 from ..terms import ELBOTerms
 from .arguments import Arguments
 from .compilation import Compilation, Compiler
-from .evaluation import Evaluation, capture, nothing_moved
+from .evaluation import Evaluation, capture, nothing_moved, put_back
 from .flat import FlatParameters
 from .proof import proves
 from .step import step_graph
-from .surroundings import Surroundings
 
 __all__ = ["Outcome", "Program"]
 
@@ -77,10 +76,8 @@ class Program:
     """A step of one loss at arguments of one kind, or several steps in one call.
 
     Args:
-        evaluation: The loss with its program.
-        arguments: The arguments.
+        evaluation: The loss with its program, arguments and surroundings.
         flat: The parameters.
-        surroundings: What the program reads beside them.
         compiler: How to compile the graph; ``None`` to replay it.
         num_steps: How many steps a call takes, where that is possible: where the graph draws its
             noise beforehand, holds every optimiser, and moves no buffers.
@@ -92,26 +89,25 @@ class Program:
     def __init__(
         self,
         evaluation: Evaluation,
-        arguments: Arguments,
         flat: FlatParameters,
-        surroundings: Surroundings,
         compiler: Compiler | None,
         num_steps: int = 1,
     ) -> None:
         start = perf_counter()
+        arguments = evaluation.arguments
         self.captured = capture(evaluation)
         self.why_single = self._why_single(evaluation, flat) if num_steps > 1 else ""
         self.size = 1 if self.why_single else num_steps
         self.step = step_graph(self.captured, flat, arguments.tensors, self.size)
         self._noise = self.captured.noise.repeated(self.size)
         self._key, self._flat_key = arguments.key, flat.key
-        self._surroundings = surroundings
+        self._surroundings = evaluation.surroundings
         self._forms = self._forms_now()
         self._evaluation, self._buffers = evaluation, evaluation.buffers
         self.num_nodes = len(self.step.graph.graph.nodes)
         self.num_steps = self.num_calls = 0
         self.capture_seconds = perf_counter() - start
-        surroundings.renew()
+        self._surroundings.renew()
         count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
         self._numbers = torch.zeros(count * self.size, dtype=torch.float64)
         self._written = self._numbers.numpy()
@@ -183,8 +179,7 @@ class Program:
         self, arguments: Arguments, flat: FlatParameters, weights: Ahead
     ) -> list[Outcome] | str:
         """Take the steps where eager agrees; else why it does not, and nothing moves."""
-        moved = [*flat.vectors, *self._buffers]
-        copies = [tensor.clone() for tensor in moved]
+        copies = [(tensor, tensor.clone()) for tensor in (*flat.vectors, *self._buffers)]
         try:
             with nothing_moved(self._evaluation.surroundings), torch.no_grad():
                 objective, terms = self._evaluation.value(arguments)
@@ -196,9 +191,7 @@ class Program:
         outcomes = self.take(arguments, flat, weights)
         outcome = outcomes[0]
         if outcome.is_finite and not outcome.agrees(objective):
-            with torch.no_grad():
-                for tensor, copy in zip(moved, copies, strict=True):
-                    tensor.copy_(copy)
+            put_back(copies)
             return (
                 f"the captured step has the objective {-outcome.loss:.6g}, and the program has "
                 f"{float(objective):.6g}: it hangs on something that changed unseen (a value in a "

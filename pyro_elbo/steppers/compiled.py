@@ -198,14 +198,8 @@ class CompiledSVI(SVI):
                 )
             own, around = flat.parameters, ready.surroundings
             evaluation = Evaluation(self._elbo, self.model, self.guide, arguments, own, around)
-            program = Program(
-                evaluation,
-                arguments,
-                flat,
-                around,
-                self._compiler if self._compiles else None,
-                self.steps_per_call,
-            )
+            compiler = self._compiler if self._compiles else None
+            program = Program(evaluation, flat, compiler, self.steps_per_call)
         except Exception as error:  # whatever stands in its way, eager goes on
             self._go_on_eagerly(why_not(error))
             return None
