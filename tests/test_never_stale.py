@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from pyro.optim import Adam, ClippedAdam, OneCycleLR
+from pyro.optim import SGD, Adam, ClippedAdam, OneCycleLR
 from torch import nn
 
 from pyro_elbo import CompiledSVI, TraceKL_ELBO
@@ -94,17 +94,32 @@ def changed(change, more=6, optim=lambda: Adam({"lr": 0.05}), programs=lambda: (
 # Optimisers
 
 
-@pytest.mark.parametrize("optim", [Adam, ClippedAdam])
-@pytest.mark.parametrize("between", ["a smaller batch", "a handler"])
-def test_an_eager_step_in_between_counts(optim, between):
-    def step(svi):
-        if between == "a handler":
-            with poutine.scale(scale=2.0):
-                svi.step(X)
-        else:
-            svi.step(X[:3])
+def in_a_handler(svi):
+    with poutine.scale(scale=2.0):
+        svi.step(X)
 
-    assert_as_svi(changed(step, optim=lambda: optim({"lr": 0.05})))
+
+def on_a_smaller_batch(svi):
+    svi.step(X[:3])
+
+
+def by_another_stepper(svi):
+    SVI(svi.model, svi.guide, svi.optim, svi.loss.__self__).step(X)
+
+
+@pytest.mark.parametrize("optim", [Adam, ClippedAdam, SGD])
+@pytest.mark.parametrize("step", [in_a_handler, on_a_smaller_batch, by_another_stepper])
+def test_an_eager_step_in_between_counts(optim, step):
+    def case(make):
+        svi = make(model, guide, optim({"lr": 0.01}), TraceKL_ELBO())
+        yield from (svi.step(X) for _ in range(CHANGED_AFTER))
+        step(svi)
+        yield from (svi.step(X) for _ in range(5))
+        count = sum(program.num_steps for program in getattr(svi, "_programs", ()))
+        yield svi.step(X)
+        assert make is SVI or sum(p.num_steps for p in svi._programs) == count + 1
+
+    assert_as_svi(case)
 
 
 def test_epochs_whose_last_batch_is_smaller():

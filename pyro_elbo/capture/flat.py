@@ -36,7 +36,7 @@ class FlatGroup:
             parameter.data = part
         names = () if update is None else update.names
         self.state = {name: self._adopted(name) for name in names}
-        self.step, self._steps = self._adopted_steps()
+        self._steps = self._adopted_steps()
         self._pointers = [*map(Tensor.data_ptr, self.parameters)]
         self._states = [optimizer.state for optimizer in self.optimizers]
         self._sizes = [*map(len, self._states)]
@@ -64,20 +64,20 @@ class FlatGroup:
 
     @property
     def _moves_as_before(self) -> bool:
-        """Whether the optimisers have the options and the step that the group's update has."""
+        """Whether the optimisers have the options that the group's update has."""
         inputs = [*map(self._inputs_of, self._options)]
         return (
             inputs.count(inputs[0]) == len(inputs)
             and [*map(self._static_of, self._options)] == self._static
-            and self._has_one_step
         )
 
     @property
-    def _has_one_step(self) -> bool:
+    def num_steps(self) -> int:
+        """The steps that were taken, as the first optimiser counts them."""
         if self._steps is not None:
-            return bool((self._steps == self.step).all())
-        pairs = zip(self._states, self.parameters, strict=True)
-        return all(state[p].get("step", self.step) == self.step for state, p in pairs if p in state)
+            return int(self._steps[0])
+        state: Any = self._states[0].get(self.parameters[0], {})
+        return int(state.get("step", 0))
 
     def parts(self, vector: Tensor) -> Iterator[Tensor]:
         """The parts of a vector, shaped like the parameters."""
@@ -89,7 +89,7 @@ class FlatGroup:
         """What the update needs to know of the next step, or of one some steps ahead of it."""
         if self.update is None:
             return []
-        step = self.step + 1 + ahead
+        step = self.num_steps + 1 + ahead
         numbers: list[float] = self.update.numbers(self._options[0], step, ahead)
         return numbers
 
@@ -97,7 +97,6 @@ class FlatGroup:
         """Count a step in the books of the optimisers."""
         if self.update is None:
             return
-        self.step += 1
         if self._steps is not None:
             self._steps += 1
         if self.update.counts:
@@ -120,16 +119,16 @@ class FlatGroup:
             optimizer.state[parameter][name] = part
         return vector
 
-    def _adopted_steps(self) -> tuple[int, Any]:
-        """The number of steps taken, and the optimisers' own counts, which ``+=`` moves."""
+    def _adopted_steps(self) -> Any:
+        """The optimisers' own counts, where those are tensors, which ``+=`` moves."""
         steps: list[Any] = self._states_of("step") if self.update is not None else [None]
         if not isinstance(steps[0], Tensor):
-            return int(steps[0] or 0), None
+            return None
         vector = torch.stack(steps)
         triples = zip(self.optimizers, self.parameters, vector, strict=True)
         for optimizer, parameter, step in triples:
             optimizer.state[parameter]["step"] = step
-        return int(vector[0]), vector.numpy() if vector.device.type == "cpu" else vector
+        return vector.numpy() if vector.device.type == "cpu" else vector
 
 
 class FlatParameters:
