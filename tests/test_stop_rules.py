@@ -107,7 +107,7 @@ def test_the_gain_of_a_line_is_exact(first):
     steps = np.arange(first)
     rule = Plateau(min_gain=2.0, horizon=50, first=first)
     assert rule(-1e3 + 0.0401 * steps) is None
-    assert rule(-1e3 + 0.0399 * steps).startswith("a gain of 2 ± ")
+    assert rule(-1e3 + 0.0396 * steps).startswith("a gain of 1.98 ± ")
     assert rule(-1e3 - 5.0 * steps).startswith("a gain of -250 ± ")
 
 
