@@ -111,6 +111,33 @@ def test_what_is_no_kernel_is_called_anew():
     assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
+def test_what_no_tape_can_be_made_of_is_run(taped):
+    def fails(inputs):
+        raise KeyError("extern_kernels")
+
+    inputs = inputs_of(1)
+    run = tape.Taped(taped._run, fails)
+    for _ in range(3):
+        right = untaped(taped, inputs)
+        assert all(map(torch.equal, run(*inputs), right))
+
+
+def test_a_compiler_that_does_not_know_the_processor_is_asked_for_less():
+    from torch._inductor import config
+    from torch._inductor.exc import CppCompileError
+
+    trusts = []
+
+    def compiles():
+        trusts.append(config.cpp.vec_isa_ok)
+        if len(trusts) == 1:
+            raise CppCompileError(["c++"], "unrecognized option")
+        return "compiled"
+
+    assert private._for_this_processor([torch.zeros(3)], compiles) == "compiled"
+    assert len(trusts) == 2 and trusts[1] == config.cpp.vec_isa_ok
+
+
 def test_a_large_graph_keeps_no_memory(taped, monkeypatch):
     monkeypatch.setattr(tape, "MOST_BYTES", 0)
     inputs = inputs_of(1)

@@ -73,9 +73,15 @@ class Taped:
         if addresses != self._addresses or not all(map(is_, inputs, self._inputs)):
             self._inputs, self._addresses, self._tape = inputs, addresses, None
         elif self._tape is None:
-            tape = self._record(inputs)
-            if tape.num_bytes <= MOST_BYTES:
-                self._tape = tape
-            else:
+            self._tape = self._recorded(self._record, inputs)
+            if self._tape is None:
                 self._record, self._inputs = None, ()
         return self._tape
+
+    @staticmethod
+    def _recorded(record: Callable[[Sequence[Tensor]], Tape], inputs: Sequence[Tensor]) -> Any:
+        try:
+            tape = record(inputs)
+        except Exception:  # whatever the compiled code does that no tape holds: it is run
+            return None
+        return tape if tape.num_bytes <= MOST_BYTES else None
