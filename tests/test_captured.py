@@ -49,16 +49,16 @@ def assert_same(one, other):
     assert all(torch.equal(value, other[2][name]) for name, value in one[2].items())
 
 
-def make(kind, name, loss, **kwargs):
+def make(kind, name, loss, particles=None, **kwargs):
     program = PROGRAMS[name]()
     beta = 1.0 if "marginalised" in name else schedules.Linear(2.0, 1.0, num_steps=4)
-    elbo = loss(max_plate_nesting=program.plates, beta=beta)
+    elbo = loss(max_plate_nesting=program.plates, beta=beta, **(particles or {}))
     return kind(program.model, program.guide, Adam({"lr": 0.01}), elbo, **kwargs), program
 
 
-def assert_captured(name, loss):
-    right = run(*make(SVI, name, loss))
-    svi, program = make(CompiledSVI, name, loss, compiles=False)
+def assert_captured(name, loss, particles=None):
+    right = run(*make(SVI, name, loss, particles))
+    svi, program = make(CompiledSVI, name, loss, particles, compiles=False)
     assert_same(run(svi, program), right)
     if name == BRANCHING:
         assert "eager: it cannot be captured" in svi.explain()
@@ -76,3 +76,10 @@ def test_a_captured_step_is_that_of_svi(name):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_captured_step_of_another_loss_is_that_of_svi(name, loss):
     assert_captured(name, loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_captured_step_of_several_particles_is_that_of_svi(name, at_once):
+    assert_captured(name, TraceGap_ELBO, {"num_particles": 3, "vectorize_particles": at_once})

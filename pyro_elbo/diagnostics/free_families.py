@@ -28,7 +28,8 @@ from torch.distributions import TransformedDistribution as TorchTransformed
 
 from ..elbo.dependencies import Program
 from ..elbo.sites import has_base
-from ..elbo.tracing import is_messenger, sample_sites
+from ..elbo.traces import sample_sites
+from ..elbo.tracing import is_messenger
 from ..errors import UnsupportedSiteError
 
 __all__ = ["FreeFamilies"]

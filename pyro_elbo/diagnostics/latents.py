@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 
 from ..elbo import LatentSite, TraceKL_ELBO
 from ..elbo.dependencies import Parents, Program
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms
 from ..terms import ELBOTerms

@@ -16,7 +16,8 @@ from ..site_terms import PARTICLES
 from .dependencies import Program, aside
 from .masks import lift_masks
 from .sites import has_base
-from .tracing import Pair, sample_sites, trace_pair
+from .traces import Pair, sample_sites
+from .tracing import trace_pair
 
 __all__ = ["check_at_once"]
 

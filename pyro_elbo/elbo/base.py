@@ -21,7 +21,7 @@ from .nonfinite import nonfinite_terms
 from .plan import Plan, plan_of
 from .recording import Particle, Record, record
 from .step import StepELBO
-from .tracing import is_enumerating, sample_sites
+from .traces import is_enumerating, sample_sites
 
 __all__ = ["ViewELBO"]
 

@@ -28,7 +28,8 @@ from .recording import Branch, Particle
 from .scores import score_surrogate
 from .sites import LatentSite
 from .symbols import name_dims
-from .tracing import TracingELBO, is_enumerating, plate_indices, sample_sites
+from .traces import is_enumerating, plate_indices, sample_sites
+from .tracing import TracingELBO
 
 __all__ = ["CostingELBO"]
 

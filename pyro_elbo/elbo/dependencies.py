@@ -21,7 +21,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .tracing import is_messenger, sample_sites
+from .traces import sample_sites
+from .tracing import is_messenger
 
 __all__ = ["Memory", "Order", "Parents", "Program", "aside"]
 

@@ -13,7 +13,7 @@ from .dependencies import Program
 from .path import check_pathwise, pair_at_leaves, path_surrogate, without_scores
 from .recording import Branch
 from .sites import LatentSite
-from .tracing import sample_sites
+from .traces import sample_sites
 
 __all__ = ["TraceGap_ELBO"]
 

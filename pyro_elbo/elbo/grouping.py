@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pyro.distributions import Delta
@@ -35,16 +36,23 @@ def group_latents(
         marginals: The groups of sites that the model marginalises.
         order: The order of the sites.
     """
+
+    @cache
+    def is_density(*members: str) -> bool:
+        return _is_density(_chosen(priors, members), _chosen(guide, members))
+
     groups: dict[str, list[str]] = {}
-    for member, owner in _owners(priors, guide, order).items():
+    for member, owner in _owners(priors, guide, order, is_density).items():
         groups.setdefault(owner, []).append(member)
     for names, members, summed in _merged(groups, marginals):
-        on_guide = {member: guide[member] for member in members if member in guide}
-        on_model = {member: priors[member] for member in members if member in priors}
+        on_guide, on_model = _chosen(guide, members), _chosen(priors, members)
         role = _role(names[0], on_model, on_guide) if len(names) == 1 else "joint"
-        is_density = _is_density(on_model, on_guide)
         kept = {n: s for n, s in on_model.items() if summed is None or n not in summed.latents}
-        yield LatentSite(names[0], role, kept, on_guide, summed, is_density)
+        yield LatentSite(names[0], role, kept, on_guide, summed, is_density(*members))
+
+
+def _chosen(sites: Sites, names: Iterable[str]) -> dict[str, Any]:
+    return {name: sites[name] for name in names if name in sites}
 
 
 def _merged(
@@ -61,7 +69,9 @@ def _merged(
     yield from merged.values()
 
 
-def _owners(priors: Sites, guide: Sites, order: Order) -> dict[str, str]:
+def _owners(
+    priors: Sites, guide: Sites, order: Order, is_density: Callable[..., bool]
+) -> dict[str, str]:
     owners: dict[str, str] = {}
     runs: list[tuple[list[str], list[str]]] = []
     for name, site in guide.items():
@@ -79,17 +89,19 @@ def _owners(priors: Sites, guide: Sites, order: Order) -> dict[str, str]:
         else:
             runs.append(([name], []))
     for auxiliaries, deltas in runs:
-        owners |= _joined(auxiliaries, deltas, priors, guide, order)
+        owners |= _joined(auxiliaries, deltas, order, is_density)
     ordered = {name: owners[name] for name in guide}
     return ordered | {name: name for name in priors if name not in ordered}
 
 
 def _joined(
-    auxiliaries: Sequence[str], deltas: Sequence[str], priors: Sites, guide: Sites, order: Order
+    auxiliaries: Sequence[str],
+    deltas: Sequence[str],
+    order: Order,
+    is_density: Callable[..., bool],
 ) -> dict[str, str]:
     owners = {name: name for name in (*auxiliaries, *deltas)}
-    on_model = {name: priors[name] for name in deltas}
-    if not _is_density(on_model, {name: guide[name] for name in owners}):
+    if not is_density(*owners):
         deltas = [name for name in deltas if order.may_descend(name, auxiliaries)]
     return owners | dict.fromkeys([*auxiliaries, *deltas] if deltas else (), auxiliaries[0])
 
@@ -97,9 +109,9 @@ def _joined(
 def _is_density(on_model: Sites, on_guide: Sites) -> bool:
     """Whether the auxiliary sites have as many dimensions as the ``Delta`` sites together."""
     deltas = [name for name in on_model if name in on_guide and _is_delta(on_guide[name])]
-    auxiliaries = [site for name, site in on_guide.items() if name not in on_model]
     if not deltas:
         return True
+    auxiliaries = [site for name, site in on_guide.items() if name not in on_model]
     needed = [_dimensions(on_guide[name], on_model[name]["fn"]) for name in deltas]
     held = [
         _dimensions(site, site["fn"])

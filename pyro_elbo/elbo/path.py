@@ -25,7 +25,8 @@ from .cost import Cost
 from .costs import SiteCosts, weighted_costs
 from .sites import has_base
 from .supports import moves
-from .tracing import is_messenger, sample_sites, trace_pair
+from .traces import sample_sites
+from .tracing import is_messenger, trace_pair
 
 __all__ = ["check_pathwise", "pair_at_leaves", "path_surrogate", "without_scores"]
 

@@ -18,7 +18,9 @@ __all__ = ["ParamCapture", "replayed", "traced"]
 
 def traced(program: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The trace of one run."""
-    return TraceHandler(_Tracer(), program).get_trace(*args, **kwargs)
+    tracer = _Tracer()
+    TraceHandler(tracer, program)(*args, **kwargs)
+    return tracer.trace
 
 
 def replayed(program: Callable[..., Any], trace: Any) -> Callable[..., Any]:
@@ -31,10 +33,9 @@ class _Tracer(TraceMessenger):
         pass
 
     def _postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "sample":
-            self._pyro_post_sample(msg)
-        elif msg["type"] == "param":
-            self._pyro_post_param(msg)
+        kind = msg["type"]
+        if kind == "param" or (kind == "sample" and not msg["infer"].get("_do_not_trace")):
+            self.trace.add_node(msg["name"], **msg)
 
 
 class _Replayer(ReplayMessenger):

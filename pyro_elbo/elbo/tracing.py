@@ -15,17 +15,15 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
-from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from .dims import DimMessenger
 from .masks import lift_masks
 from .tracers import replayed, traced
+from .traces import Pair, awaiting, awaits_enumeration, is_enumerating, sample_sites
 
-__all__ = ["TracingELBO", "is_enumerating", "plate_indices", "sample_sites", "trace_pair"]
+__all__ = ["TracingELBO", "check_messenger", "check_sites", "is_messenger", "trace_pair"]
 
-Pair = tuple[Any, Any]
-_ASKS = {"enumerate", "_enumerate_dim", "_enum_total"}
 REMEDY = "sample it, without infer={'enumerate': ...}, or use a guide or a loss that can"
 
 
@@ -74,7 +72,7 @@ class TracingELBO(ELBO):
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Pair]:
         if not self._enumerates:
             pair = self._get_trace(model, guide, args, kwargs)
-            if not _awaits_enumeration(pair):
+            if not awaits_enumeration(pair):
                 return [pair]
             self._start_enumerating(guide, pair)
         branches = list(self._enumerate(model, guide, args, kwargs))
@@ -88,7 +86,7 @@ class TracingELBO(ELBO):
     def _start_enumerating(self, guide: Any, pair: Pair) -> None:
         why = self._why_no_enumeration(guide)
         if why is not None:
-            name = next(name for trace in pair for name in _awaiting(trace))
+            name = next(name for trace in pair for name in awaiting(trace))
             raise UnsupportedSiteError(name, f"it is to be enumerated, and {why}", REMEDY)
         self._enumerates = True
         if math.isinf(self.max_plate_nesting):
@@ -115,7 +113,7 @@ class TracingELBO(ELBO):
         pair = self._trace_pair(model, guide, args, kwargs)
         for trace in pair:
             lift_masks(trace)
-        if self._enumerates or not _awaits_enumeration(pair):
+        if self._enumerates or not awaits_enumeration(pair):
             self._check(*pair)
         return pair
 
@@ -190,12 +188,6 @@ def check_messenger(model: Any, guide: Any) -> None:
         )
 
 
-def is_enumerating(pair: Pair) -> bool:
-    """Whether a site of a trace pair was enumerated, in parallel or in sequence."""
-    infers = (infer for trace in pair for _, _, infer in _asked(trace))
-    return any("_enumerate_dim" in infer or "_enum_total" in infer for infer in infers)
-
-
 def _nesting(trace: Any) -> int:
     """The deepest plate of a trace in which nothing was enumerated; checks its shapes."""
     trace = prune_subsample_sites(trace)
@@ -207,46 +199,6 @@ def _nesting(trace: Any) -> int:
             check_site_shape(site, math.inf)  # type: ignore[arg-type]
     frames = (frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized)
     return max((-frame.dim for frame in frames), default=0)
-
-
-def _awaits_enumeration(pair: Pair) -> bool:
-    return any(any(_awaiting(trace)) for trace in pair)
-
-
-def _awaiting(trace: Any) -> Iterator[str]:
-    for name, site, infer in _asked(trace):
-        wanted = infer.get("enumerate") in ("parallel", "sequential") and not site["is_observed"]
-        if wanted and "_enumerate_dim" not in infer and "_enum_total" not in infer:
-            yield name
-
-
-def _asked(trace: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The sites with a density that are, or are to be, enumerated, each with what it asks for."""
-    for name, site in trace.nodes.items():
-        infer = site.get("infer")
-        if infer and not _ASKS.isdisjoint(infer) and _has_density(site):
-            yield name, site, infer
-
-
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sites that have a density, in order: no plate subsampling, no ``pyro.deterministic``."""
-    return {name: site for name, site in trace.nodes.items() if _has_density(site)}
-
-
-def _has_density(site: Any) -> bool:
-    is_drawn = site["type"] == "sample" and not site_is_subsample(site)
-    return is_drawn and not site["infer"].get("_deterministic")
-
-
-def plate_indices(*traces: Any) -> dict[str, Tensor]:
-    """A copy of the indices of each plate's data, by plate name; the last trace has the say."""
-    indices = {
-        name: site["value"]
-        for trace in traces
-        for name, site in trace.nodes.items()
-        if site_is_subsample(site)
-    }
-    return {name: torch.as_tensor(value).clone() for name, value in indices.items()}
 
 
 def check_sites(model: dict[str, Any], guide: dict[str, Any]) -> None:

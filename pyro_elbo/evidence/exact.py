@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from .estimate import EvidenceEstimate
 from .modes import in_eval_mode

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..elbo.dependencies import Program
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms, subsampling
 from ..terms import ELBOTerms

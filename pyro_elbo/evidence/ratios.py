@@ -13,7 +13,7 @@ from torch import Tensor
 from ..elbo.closed_forms import Form
 from ..elbo.gap import TraceGap_ELBO
 from ..elbo.sites import LatentSite, same_mask
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
 

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 
 __all__ = ["Arguments", "Simulation", "Values", "simulate"]

@@ -13,7 +13,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from ..elbo.dependencies import Program
-from ..elbo.tracing import sample_sites
+from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms
 from ..terms import ELBOTerms

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..elbo.gap import TraceGap_ELBO
 from ..elbo.sites import has_base
-from ..elbo.tracing import plate_indices, sample_sites
+from ..elbo.traces import plate_indices, sample_sites
 from ..site_terms import PARTICLES
 from ..terms import ELBOTerms
 from .layout import frames_of, laid_out

@@ -1,0 +1,85 @@
+"""What every part of a step asks of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+__all__ = [
+    "Pair",
+    "awaiting",
+    "awaits_enumeration",
+    "is_enumerating",
+    "plate_indices",
+    "sample_sites",
+]
+
+Pair = tuple[Any, Any]
+_ASKS = {"enumerate", "_enumerate_dim", "_enum_total"}
+
+
+def sample_sites(trace: Any) -> dict[str, Any]:
+    """The sites that have a density, in order: no plate subsampling, no ``pyro.deterministic``."""
+    return _sites_of(trace).drawn
+
+
+def is_enumerating(pair: Pair) -> bool:
+    """Whether a site of a trace pair was enumerated, in parallel or in sequence."""
+    infers = (site["infer"] for trace in pair for site in _sites_of(trace).asking)
+    return any("_enumerate_dim" in infer or "_enum_total" in infer for infer in infers)
+
+
+def awaits_enumeration(pair: Pair) -> bool:
+    """Whether a site of a trace pair is to be enumerated, and was not."""
+    return any(any(awaiting(trace)) for trace in pair)
+
+
+def awaiting(trace: Any) -> Iterator[str]:
+    """The sites that are to be enumerated, and were not."""
+    for site in _sites_of(trace).asking:
+        infer = site["infer"]
+        wanted = infer.get("enumerate") in ("parallel", "sequential") and not site["is_observed"]
+        if wanted and "_enumerate_dim" not in infer and "_enum_total" not in infer:
+            yield site["name"]
+
+
+def plate_indices(*traces: Any) -> dict[str, Tensor]:
+    """A copy of the indices of each plate's data, by plate name; the last trace has the say."""
+    indices = {
+        name: site["value"]
+        for trace in traces
+        for name, site in trace.nodes.items()
+        if site_is_subsample(site)
+    }
+    return {name: torch.as_tensor(value).clone() for name, value in indices.items()}
+
+
+class _Sites(NamedTuple):
+    """The sites of a trace that have a density.
+
+    Args:
+        drawn: All of them by name, in order.
+        asking: Those that are, or are to be, enumerated.
+    """
+
+    drawn: dict[str, Any]
+    asking: Sequence[Any]
+
+
+def _sites_of(trace: Any) -> _Sites:
+    """The sites of a trace that is complete, looked for once."""
+    found: _Sites | None = vars(trace).get("_with_density")
+    if found is None:
+        drawn = {name: site for name, site in trace.nodes.items() if _has_density(site)}
+        asking = [site for site in drawn.values() if not _ASKS.isdisjoint(site["infer"])]
+        found = trace._with_density = _Sites(drawn, asking)
+    return found
+
+
+def _has_density(site: Any) -> bool:
+    is_drawn = site["type"] == "sample" and not site_is_subsample(site)
+    return is_drawn and not site["infer"].get("_deterministic")
