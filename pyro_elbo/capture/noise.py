@@ -147,13 +147,31 @@ def _draw(node: fx.Node) -> _Draw | None:
         return _Draw(node, value, lambda tensor: method(tensor, *rest), kind)
     is_of_numbers = like.dtype == torch.int64 and not _has_nodes(node.args)
     if node.target is _PERMUTE and is_of_numbers and like.device.type == "cpu":
-        value = value.to(torch.int32)  # the same numbers, in less memory
-        return _Draw(node, value, lambda tensor: torch.randperm(len(tensor), out=tensor))
+        whole = value.to(torch.int32)  # the same numbers, in less memory
+        return _Draw(node, whole[: _num_taken(node, len(whole))].clone(), _permutes(whole))
     if node.target not in _FILLS and not _has_nodes(node.args):
         sample: Any = node.target
         args, kwargs = node.args, node.kwargs
         return _Draw(node, value, lambda tensor: tensor.copy_(sample(*args, **kwargs)))
     return None
+
+
+def _permutes(whole: Tensor) -> Fill:
+    """What fills a tensor with the first entries of a permutation, which is drawn to its end."""
+    return lambda tensor: tensor.copy_(torch.randperm(len(whole), out=whole)[: len(tensor)])
+
+
+def _num_taken(node: fx.Node, size: int) -> int:
+    """How many entries of a vector are looked at, from the first on."""
+    return max((_end(user, size) for user in node.users), default=size)
+
+
+def _end(user: fx.Node, size: int) -> int:
+    args: Any = user.args
+    if user.target is not _ATEN.slice.Tensor or len(args) < 4:
+        return size
+    _, _, start, end = args[:4]
+    return end if start >= 0 and 0 <= end < size else size
 
 
 def _is_empty(node: Any) -> bool:
