@@ -61,15 +61,19 @@ def versions() -> dict[str, str]:
 def environment_of(scratch: Path, cold: bool = False) -> dict[str, str]:
     """One thread for each library, and a cache of compiled code that the run shares, or a cold one.
 
-    The first compilation of a run builds what all others use, such as precompiled headers.
+    The first compilation of a run builds what all others use: the precompiled headers, which torch
+    keeps in the folder for temporary files.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    folder = Path(mkdtemp(dir=scratch)) if cold else scratch / "inductor"
+    folder.mkdir(exist_ok=True)
     return {
         **os.environ,
         **ONE_THREAD,
         FOLDER: str(scratch),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "TORCHINDUCTOR_CACHE_DIR": mkdtemp(dir=scratch) if cold else str(scratch / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "TMPDIR": str(folder),
         "PYTENSOR_FLAGS": f"base_compiledir={scratch / 'pytensor'}",
     }
 

@@ -181,6 +181,23 @@ def test_a_compiler_in_the_background_that_fails_is_told_of_once(monkeypatch):
     assert len(said) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
+def test_a_compiler_in_the_background_moves_no_generator():
+    svi = start(compiles=True, background=True)
+    losses = [svi.step(X), svi.step(X)]
+    job = svi._programs[0].compilation._job
+    while job.is_alive():
+        losses.append(svi.step(X))
+        job.join(0.1)
+    losses += [svi.step(X) for _ in range(10)]
+    state = torch.get_rng_state()
+    assert "compiled in" in svi.explain()
+    eager = start(SVI)
+    assert_close(losses, [eager.step(X) for _ in losses])
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_draws_that_are_made_at_once_are_those_of_eager(size):
     def model():

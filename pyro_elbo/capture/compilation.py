@@ -95,7 +95,8 @@ class Compilation:
             self._job = Thread(target=self._compile, args=(own, copies), daemon=True)
             self._job.start()
         else:
-            self._compile(own, copies)
+            with torch.random.fork_rng():
+                self._compile(own, copies)
 
     def prove(self, proves: Callable[[Callable[..., Sequence[Tensor]]], bool]) -> None:
         """Run what was compiled from now on where it proves right, in one of a few attempts.

@@ -8,9 +8,12 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from functools import cache, partial
 from pathlib import Path
+from shutil import which
+from threading import Lock, Thread, get_ident
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -37,10 +40,12 @@ Compiled = Callable[..., Sequence[Tensor]]
 _CONFIG = {
     "fallback_random": True,  # the same random numbers as in eager
     "realize_opcount_threshold": 12,  # else a small vector is computed again for each datum
+    "realize_reads_threshold": 1,  # else rows of a minibatch are gathered again, entry by entry
     "size_asserts": False,  # a program is kept by the shapes of its inputs
     "alignment_asserts": False,
-    "cpp_cache_precompile_headers": False,  # seconds that a graph or two do not repay
 }
+_HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+_COMPILING = Lock()
 _LARGE = 2**15
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
@@ -74,7 +79,7 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             found.append(compile_fx_inner(module, examples, **kwargs))
             return found[-1]
 
-        with config.patch(_CONFIG), _large_products():
+        with config.patch(_CONFIG), _large_products(), _headers_read_once():
             compiled: Any = compile_fx(graph, list(inputs), inner_compile=inner)
     return _direct(compiled, found, graph)
 
@@ -133,6 +138,26 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
     return Tape(calls, sum(tensor.nbytes for tensor in made), outputs)
 
 
+@contextmanager
+def _headers_read_once() -> Iterator[None]:
+    """Have the C++ compiler read torch's headers, most of its work, while Python makes the code."""
+    from torch._inductor import codecache, config
+
+    def begin() -> None:
+        with suppress(Exception):  # whoever compiles a kernel meets it too, and says so
+            bindings = codecache.CppPythonBindingsCodeCache
+            bindings.load_pybinding_async(["float*"], _HEADERS, submit_fn=lambda job: None)
+
+    if which("openssl") is None:  # torch takes their checksum with it
+        with config.patch({"cpp_cache_precompile_headers": False}):
+            yield
+        return
+    once = cache(codecache._precompile_header)
+    with patch.object(codecache, "_precompile_header", once):
+        Thread(target=copy_context().run, args=(begin,), daemon=True).start()
+        yield
+
+
 def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     """Compile a graph without gradients into a file, random numbers as in eager."""
     _for_this_processor(inputs, partial(_built, graph, inputs, path))
@@ -140,7 +165,7 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
 def _built(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of parts of itself
+        warnings.filterwarnings("ignore", module="torch")  # of parts of itself
         from torch._inductor import aoti_compile_and_package, config
         from torch._inductor.constant_folding import constant_fold
 
@@ -169,11 +194,32 @@ def _for_this_processor(inputs: Sequence[Tensor], compiles: Callable[[], Any]) -
     """Compile for what the processor has; where the compiler does not know it, for what it does."""
     from torch._inductor.exc import CppCompileError
 
-    try:
-        with _few_instruction_sets(inputs):
+    with _aside():
+        try:
+            with _few_instruction_sets(inputs):
+                return compiles()
+        except CppCompileError:
             return compiles()
-    except CppCompileError:
-        return compiles()
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Compile one graph at a time, and leave the generators to who trains meanwhile.
+
+    Torch's compiler puts them back, at its end, to where they were at its beginning: every number
+    that was drawn while a thread compiles would be drawn again.
+    """
+    from torch._dynamo import utils
+    from torch._functorch import aot_autograd
+
+    own, preserved = get_ident(), utils.preserve_rng_state
+
+    def preserve() -> AbstractContextManager[None]:
+        return nullcontext() if get_ident() == own else preserved()
+
+    in_utils = patch.object(utils, "preserve_rng_state", preserve)
+    with _COMPILING, in_utils, patch.object(aot_autograd, "preserve_rng_state", preserve):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""What is asked of torch's compiler beside compiling: headers, and to leave generators alone."""
+
+import threading
+
+import pytest
+import torch
+from torch._inductor import codecache
+
+from pyro_elbo.capture import private
+
+pytestmark = pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
+X = torch.linspace(-1.0, 1.0, 7)
+
+
+def compiled(number):
+    """A graph that no cache has yet."""
+    graph = private.trace_operations(lambda x: [(x * number).sin() + x], X)
+    return private.compile_graph(graph, [X.clone()])
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The headers that torch is asked to precompile, with their flags."""
+    found = []
+    build = codecache._precompile_header
+
+    def precompile(*args, **kwargs):
+        found.append((args, tuple(kwargs.items())))
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(codecache, "_precompile_header", precompile)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    return found
+
+
+def test_the_headers_that_are_read_meanwhile_are_those_of_the_kernels(asked):
+    (found,) = compiled(1.25)(X)
+    assert torch.allclose(found, (X * 1.25).sin() + X)
+    assert 1 <= len(asked) <= 2
+    assert len(set(asked)) == 1
+
+
+def test_without_openssl_no_header_is_precompiled(asked, monkeypatch):
+    monkeypatch.setattr(private, "which", lambda name: None)
+    (found,) = compiled(1.5)(X)
+    assert torch.allclose(found, (X * 1.5).sin() + X)
+    assert not asked
+
+
+def test_a_header_that_cannot_be_read_early_stops_no_compilation(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    load, refused = codecache.CppPythonBindingsCodeCache.load_pybinding_async, []
+
+    def load_kernels(argtypes, code, *args, **kwargs):
+        if code == private._HEADERS:
+            refused.append(code)
+            raise OSError("no room on the disk")
+        return load(argtypes, code, *args, **kwargs)
+
+    monkeypatch.setattr(codecache.CppPythonBindingsCodeCache, "load_pybinding_async", load_kernels)
+    (found,) = compiled(1.75)(X)
+    assert torch.allclose(found, (X * 1.75).sin() + X)
+    assert refused
+
+
+def test_a_thread_that_compiles_leaves_the_generator_to_who_draws_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    job = threading.Thread(target=compiled, args=(2.25,))
+    job.start()
+    drawn = [torch.randn(2)]
+    while job.is_alive():
+        drawn.append(torch.randn(2))
+        job.join(0.05)
+    drawn.append(torch.randn(2))
+    torch.manual_seed(0)
+    assert len(drawn) > 3
+    assert all(torch.equal(value, torch.randn(2)) for value in drawn)
