@@ -13,7 +13,6 @@ from functools import partial
 from operator import eq
 from typing import Any
 
-import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -24,7 +23,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .decisions import decide
+from .decisions import decide_values
 
 __all__ = [
     "WeightMessenger",
@@ -51,14 +50,14 @@ def is_zero(weight: Any) -> bool:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two scales or two masks are equal."""
-    return decide(lambda: _same(a, b))
+    return decide_values(lambda: _same(a, b))
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any) -> Any:
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
+        return a.shape == b.shape and (a == b).all()
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
 
 
@@ -97,7 +96,8 @@ class Weights:
     @property
     def equal(self) -> bool:
         """Whether all sites share one weight."""
-        return all(decide(partial(eq, w, self.default)) for w in self.by_site.values())
+        questions = (partial(eq, weight, self.default) for weight in self.by_site.values())
+        return all(decide_values(question, "if yes") for question in questions)
 
 
 class WeightMessenger(Messenger):

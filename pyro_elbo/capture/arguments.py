@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = ["Arguments", "arguments_of"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_STRIDED = (torch.strided, torch.sparse_coo)
 
 
 class _Slot(NamedTuple):
@@ -54,7 +55,7 @@ def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     Raises:
         TypeError: There is one that could change unseen.
     """
-    if not kwargs and all(isinstance(value, Tensor) for value in args):
+    if not kwargs and all(isinstance(v, Tensor) and v.layout is torch.strided for v in args):
         return Arguments(list(args), _only_tensors(len(args)))
     tensors: list[Tensor] = []
     return Arguments(tensors, (_taken(args, tensors), _taken(kwargs, tensors)))
@@ -67,9 +68,11 @@ def _only_tensors(count: int) -> Any:
 
 
 def _taken(value: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout in _STRIDED:
         tensors.append(value)
         return _Slot(len(tensors) - 1)
+    if isinstance(value, Tensor):
+        raise TypeError(f"an argument is a tensor of layout {value.layout}; pass a dense one")
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value), [_taken(part, tensors) for part in value]
     if type(value) is dict:

@@ -92,7 +92,7 @@ class Compilation:
         own = fx.GraphModule(graph, deepcopy(graph.graph))
         copies = [tensor.clone() for tensor in inputs]
         if compiler.background:
-            self._job = Thread(target=self._compile, args=(own, copies), daemon=True)
+            self._job = Thread(target=self._compile, args=(own, copies))
             self._job.start()
         else:
             with torch.random.fork_rng():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import pyro
 import torch
 from torch import Tensor, fx
@@ -22,10 +25,11 @@ from .layout import TermsLayout, tensors_of
 from .noise import Noise, take_noise_out
 from .outputs import Reading, leave_out_what_follows
 from .private import trace_operations
+from .refusals import check_loss, check_operations, hold_to_counts, no_values_read
 from .simplify import simplify
 from .surroundings import Surroundings
 
-__all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "put_back", "weights_of"]
+__all__ = ["Captured", "Evaluation", "capture", "nothing_moved", "put_back", "weights_ahead"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +117,16 @@ def capture(evaluation: Evaluation) -> Captured:
     Raises:
         Exception: Whatever stands in the way: a branch on a value, a structure that changes, ...
     """
-    if getattr(evaluation.loss, "path_derivative", False):
-        raise NotImplementedError("path_derivative runs the guide twice with the same noise")
+    check_loss(evaluation.loss)
     if any(tensor.requires_grad for tensor in evaluation.arguments.tensors):
         raise NotImplementedError("an argument takes gradients")
     with _nothing_changed(evaluation), recorded() as answers:
-        before = averages()
+        before, drawn = averages(), _python_generators()
         terms = evaluation.run(evaluation.arguments.tensors)[1]
+        if drawn != _python_generators():
+            raise NotImplementedError(
+                "it draws from the generators of Python or numpy; draw from torch's"
+            )
         if not _are_equal(before, averages()):
             raise NotImplementedError("a baseline keeps a decaying average between the steps")
     weights = weights_of(evaluation.loss)
@@ -127,8 +134,11 @@ def capture(evaluation: Evaluation) -> Captured:
 
     def traced(*inputs: Tensor) -> list[Tensor]:
         given = dict(zip(weights, inputs, strict=False))
-        with repeated(answers), _weighted_by(evaluation.loss, given):
+        looking, weighted = no_values_read(), _weighted_by(evaluation.loss, given)
+        with looking, repeated(answers) as assumed, weighted:
             objective, found, grads = evaluation.run(inputs[len(given) :])
+        if assumed:  # a step that these do not hold for is not finite, moves nothing, and is redone
+            objective = torch.where(torch.stack(assumed).all(), objective, math.nan)
         if terms is None or found is None:
             return [objective, *grads]
         names = {id(value): name for name, value in given.items()}
@@ -140,7 +150,8 @@ def capture(evaluation: Evaluation) -> Captured:
     own = [tensor.detach() for tensor in evaluation.arguments.tensors]  # none is another, or read
     with _nothing_changed(evaluation), pyro.validation_enabled(False):
         graph = trace_operations(traced, *numbers, *own)
-    _check_attributes(graph)
+    check_operations(graph)
+    hold_to_counts(graph.graph)
     noise = take_noise_out(graph.graph)
     read = _inputs_instead_of_attributes(graph, evaluation.parameters)
     graph.graph.set_codegen(fx.graph.CodeGen())
@@ -162,6 +173,14 @@ def weights_of(loss: Any, ahead: int = 0) -> dict[str, float]:
     return {name: weight for name, weight in named.items() if not is_zero(weight)}
 
 
+def weights_ahead(loss: Any, num_steps: int) -> list[dict[str, float]]:
+    """The weights of the next steps, up to one of which a schedule says nothing."""
+    found = [weights_of(loss)]
+    with suppress(Exception):  # its own step says so, when it comes to that
+        found += [weights_of(loss, ahead) for ahead in range(1, num_steps)]
+    return found
+
+
 @contextmanager
 def _weighted_by(loss: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
     if not values:
@@ -180,11 +199,17 @@ def _are_equal(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool
     return some.keys() == others.keys() and all(torch.equal(some[n], others[n]) for n in some)
 
 
+def _python_generators() -> Any:
+    state: Any = numpy.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
+
+
 @contextmanager
 def nothing_moved(surroundings: Surroundings) -> Iterator[None]:
     """Afterwards generators, buffers and baselines are where they were."""
     states = [generator.get_state() for generator in surroundings.generators]
     copies = [(buffer, buffer.clone()) for buffer in surroundings.buffers]
+    others = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(), averages_kept():
         try:
             yield
@@ -192,6 +217,8 @@ def nothing_moved(surroundings: Surroundings) -> Iterator[None]:
             put_back(copies)
             for generator, state in zip(surroundings.generators, states, strict=True):
                 generator.set_state(state)
+            random.setstate(others[0])
+            numpy.random.set_state(others[1])
 
 
 @contextmanager
@@ -247,16 +274,6 @@ def _inputs_instead_of_attributes(
             node.replace_all_uses_with(last)
             graph.graph.erase_node(node)
     return [tensor for key, tensor in tensors.items() if key not in places]
-
-
-def _check_attributes(graph: fx.GraphModule) -> None:
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and not isinstance(getattr(graph, node.target), Tensor):
-            takes = "generator" in {name for user in node.users for name in user.kwargs}
-            what = (
-                "a torch.Generator of the program's own" if takes else f"{node.target}, no tensor"
-            )
-            raise NotImplementedError(f"an operation takes {what}")
 
 
 def _is_constant(node: fx.Node) -> bool:

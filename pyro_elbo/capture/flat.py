@@ -141,7 +141,8 @@ class FlatParameters:
         inside: Whether optimisers of which the update is known are to be part of a graph.
 
     Raises:
-        ValueError: Two parameters share memory, or a hook looks at a gradient.
+        ValueError: Two parameters share memory, a hook looks at a gradient, or an optimiser at the
+            indices of a minibatch.
     """
 
     def __init__(
@@ -155,6 +156,9 @@ class FlatParameters:
         kinds: dict[Any, dict[str, Tensor]] = {}
         updates: dict[Any, Any] = {}
         Watch.check(parameters)
+        for name, parameter in parameters.items():
+            if self._optimizer(parameter).param_groups[0].get("subsample_aware"):
+                raise ValueError(f"the optimiser of {name!r} looks at the minibatch of each step")
         for name, parameter in parameters.items():
             update = self._update(parameter) if inside else None
             kind = self._kind(parameter, update)

@@ -94,14 +94,14 @@ class TermsLayout:
         default = weights.get("*", self._like.default_beta)
         return Summary(totals, betas, default, self._like.num_data)
 
-    def check(self, terms: ELBOTerms | None) -> None:
-        """Check that terms have the structure.
+    def tensors(self, terms: ELBOTerms | None) -> list[Tensor]:
+        """The tensors of other terms.
 
         Raises:
-            ValueError: They have another.
+            ValueError: These have another structure.
         """
         assert terms is not None
-        tensors_of(terms, self._like)
+        return tensors_of(terms, self._like)
 
     def _site(self, site: SiteTerms, filled: Change, weights: Mapping[str, float]) -> SiteTerms:
         particles = tuple(

@@ -56,12 +56,19 @@ class Watch:
         return tuple(zip(self._names, ids, self._needs_grad, self._shapes, strict=True))
 
     @property
-    def holds(self) -> bool:
-        """Whether nothing but their values has changed."""
+    def are_same(self) -> bool:
+        """Whether the store has the same tensors, of the same shapes, with gradients or not."""
         return (
             all(map(is_, self._stored(), self._in_store))
             and [*map(_NEEDS_GRAD, self._asked)] == self._needs_grad
             and [*map(_SHAPE, self._asked)] == self._shapes
+        )
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing but their values has changed."""
+        return (
+            self.are_same
             and all(map(Tensor.is_contiguous, self._moved))
             and self._strides_now() == self._strides
             and not any(any(map(hooks, self._moved)) for hooks in _HOOKS)
@@ -72,6 +79,11 @@ class Watch:
         """Whether gradients were added to since they were remembered."""
         is_same = all(map(is_, map(_GRAD, self._moved), self._grads))
         return not is_same or [*map(_VERSION, self._live)] != self._seen
+
+    @property
+    def has_no_gradient(self) -> bool:
+        """Whether every gradient is 0, as a step leaves it."""
+        return not any(grad is not None and grad.any() for grad in map(_GRAD, self._moved))
 
     def remember_gradients(self) -> None:
         """Take the gradients that there are for what the last step left behind."""

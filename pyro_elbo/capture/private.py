@@ -29,6 +29,7 @@ from .tape import Tape, Taped
 __all__ = [
     "build_library",
     "compile_graph",
+    "has_a_shape_of_values",
     "has_compiler",
     "is_random",
     "load_library",
@@ -154,7 +155,7 @@ def _headers_read_once() -> Iterator[None]:
         return
     once = cache(codecache._precompile_header)
     with patch.object(codecache, "_precompile_header", once):
-        Thread(target=copy_context().run, args=(begin,), daemon=True).start()
+        Thread(target=copy_context().run, args=(begin,)).start()
         yield
 
 
@@ -270,6 +271,11 @@ def has_compiler() -> bool:
     except InvalidCxxCompiler:
         return False
     return True
+
+
+def has_a_shape_of_values(node: fx.Node) -> bool:
+    """Whether the shape of what an operation gives depends on values."""
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def is_random(node: fx.Node) -> bool:

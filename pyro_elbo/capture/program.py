@@ -51,12 +51,16 @@ class Outcome:
         """The gradients of the groups that are moved outside of the graph."""
         return self._outputs[: self._program.step.num_gradients]
 
-    def agrees(self, objective: Tensor) -> bool:
-        """Whether an objective is that of the step, up to rounding."""
+    def agrees(self, objective: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Whether an objective, and tensors of terms, are those of the step, up to rounding."""
         vector = self.first.abs()
-        size = vector[0] + vector[2:].sum()
-        bound = size * torch.finfo(vector.dtype).eps ** 0.5
-        return bool((objective - self.first[0]).abs() <= bound)
+        size = float(vector[0] + vector[2:].sum())
+        rounding = torch.finfo(vector.dtype).eps
+        if abs(float(objective) + self.loss) > rounding**0.5 * size:
+            return False
+        own = self._program.step.tensors(self._outputs)
+        pairs = zip(tensors, own, strict=False)  # the last are totals of those before
+        return all(_are_close(one, other, rounding, size) for one, other in pairs)
 
     def terms(self) -> ELBOTerms:
         """The terms."""
@@ -180,24 +184,30 @@ class Program:
     ) -> list[Outcome] | str:
         """Take the steps where eager agrees; else why it does not, and nothing moves."""
         copies = [(tensor, tensor.clone()) for tensor in (*flat.vectors, *self._buffers)]
-        try:
-            with nothing_moved(self._evaluation.surroundings), torch.no_grad():
-                objective, terms = self._evaluation.value(arguments)
-                if self.captured.layout is not None:
-                    self.captured.layout.check(terms)
-        except Exception as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
+        found = self._eagerly(arguments)
         self._surroundings.renew()
         outcomes = self.take(arguments, flat, weights)
         outcome = outcomes[0]
-        if outcome.is_finite and not outcome.agrees(objective):
-            put_back(copies)
-            return (
-                f"the captured step has the objective {-outcome.loss:.6g}, and the program has "
-                f"{float(objective):.6g}: it hangs on something that changed unseen (a value in a "
-                "branch, an attribute of an object); pass it as a tensor"
-            )
-        return outcomes
+        if not outcome.is_finite or (not isinstance(found, str) and outcome.agrees(*found)):
+            return outcomes
+        put_back(copies)
+        if isinstance(found, str):
+            return found
+        return (
+            f"the captured step has the objective {-outcome.loss:.6g}, and the program has "
+            f"{float(found[0]):.6g}, or they differ in a term: it hangs on something that changed "
+            "unseen (a value in a branch, an attribute of an object); pass it as a tensor"
+        )
+
+    def _eagerly(self, arguments: Arguments) -> tuple[Tensor, Sequence[Tensor]] | str:
+        """What the program itself gives; or why it is another program by now."""
+        layout = self.captured.layout
+        try:
+            with nothing_moved(self._evaluation.surroundings), torch.no_grad():
+                objective, terms = self._evaluation.value(arguments)
+                return objective, () if layout is None else layout.tensors(terms)
+        except Exception as error:
+            return f"{type(error).__name__}: {_first_line(error)}"
 
     def _inputs(self, arguments: Arguments, flat: FlatParameters) -> list[Tensor]:
         return [
@@ -222,6 +232,15 @@ class Program:
             alone = "" if flat.inside else " (that takes a compiled one, and no hook on gradients)"
             return f"an optimiser is not a part of the graph{alone}"
         return ""
+
+
+def _are_close(one: Tensor, other: Tensor, rounding: float, size: float) -> bool:
+    """Whether two tensors are equal up to rounding, in them or in what they are the sum of."""
+    one, other = one.double(), other.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    off = (one - other).abs().masked_fill(same, 0.0).sum()
+    own = one.abs().nan_to_num(0.0, 0.0, 0.0).sum() + 1.0
+    return bool(off <= rounding**0.5 * own + 10 * rounding * size)
 
 
 def _first_line(error: Exception) -> str:

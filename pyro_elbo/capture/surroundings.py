@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import chain
 from operator import attrgetter, call, is_
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -118,15 +119,17 @@ class Surroundings:
             yield thing.fget
         elif isinstance(thing, (staticmethod, classmethod)):
             yield thing.__func__
+        elif isinstance(thing, type) and not _is_of_library(thing.__module__):
+            yield from self._noted(vars(thing).values)
         elif isinstance(thing, dict) and not thing:
             self._empty.append(thing)
         elif isinstance(thing, dict):
             yield from self._noted(thing.values)
-        elif isinstance(thing, list):
+        elif isinstance(thing, (list, set)):
             yield from self._noted(thing.__iter__)
         elif isinstance(thing, tuple):
             yield from thing
-        elif isinstance(thing, Messenger) or _is_own(thing):
+        elif isinstance(thing, (Messenger, SimpleNamespace, Namespace)) or _is_own(thing):
             yield from self._of_object(thing)
 
     def _noted(self, book: _Book) -> list[Any]:
@@ -149,7 +152,13 @@ class Surroundings:
         filled = [cell for cell in function.__closure__ or () if _is_filled(cell)]
         yield from self._noted(partial(map, attrgetter("cell_contents"), filled))
         names = [name for name in _names_in(function.__code__) if name in function.__globals__]
-        yield from self._noted(partial(map, function.__globals__.get, names))
+        found = self._noted(partial(map, function.__globals__.get, names))
+        yield from found
+        for module in filter(_is_own_module, found):
+            used = [name for name in _names_in(function.__code__) if name in vars(module)]
+            yield from self._noted(partial(map, vars(module).get, used))
+        if vars(function):
+            yield from self._noted(vars(function).values)
         yield from (function.__defaults__, function.__kwdefaults__)
 
 
@@ -172,6 +181,10 @@ def _is_of_library(module: str) -> bool:
         return top != "__main__"
     path = getattr(sys.modules.get(top), "__file__", None) or ""
     return "site-packages" in path or "dist-packages" in path
+
+
+def _is_own_module(thing: Any) -> bool:
+    return isinstance(thing, ModuleType) and not _is_of_library(thing.__name__)
 
 
 def _is_own(thing: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pyro.distributions import Delta
 from torch.distributions import ComposeTransform, IndependentTransform, TransformedDistribution
 
-from ..decisions import decide
+from ..decisions import decide, decide_values
 from ..weighting import constrained_name, same, unweighted
 from .cost import Cost
 from .marginals import Marginal
@@ -62,7 +62,8 @@ class LatentSite:
         sites = {**self.prior_sites, **self.guide_sites}
         betas = {name: site["beta"] for name, site in sites.items()}
         first = next(iter(betas.values()))
-        if not all(decide(partial(eq, beta, first)) for beta in betas.values()):
+        questions = (partial(eq, beta, first) for beta in betas.values())
+        if not all(decide_values(question, "if yes") for question in questions):
             raise ValueError(
                 f"beta differs inside the joint group of {self.name!r} ({betas}), whose density "
                 "cannot be split; give its sites one weight"

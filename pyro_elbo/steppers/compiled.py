@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from ..capture.arguments import Arguments, arguments_of
 from ..capture.compilation import Compiler
-from ..capture.evaluation import Evaluation, put_back, weights_of
+from ..capture.evaluation import Evaluation, put_back, weights_ahead
 from ..capture.flat import FlatParameters
 from ..capture.library import folder_of
 from ..capture.program import Outcome, Program
 from ..elbo.tracers import ParamCapture
 from ..summary import Summary
-from .eager import Evaluated, Kinds, Ready, kind_of, ready_after, why_not
+from .eager import Evaluated, Kinds, Ready, attempted, kind_of, ready_after, why_not
 
 __all__ = ["CompiledSVI"]
 
@@ -156,7 +157,7 @@ class CompiledSVI(SVI):
 
     def _given(self, left: int, args: Any, kwargs: Any) -> Given | None:
         try:
-            return arguments_of(args, kwargs), [weights_of(self._elbo, i) for i in range(left)]
+            return arguments_of(args, kwargs), weights_ahead(self._elbo, left)
         except TypeError as error:
             self._go_on_eagerly(str(error))
             return None
@@ -212,11 +213,9 @@ class CompiledSVI(SVI):
         assert self._flat is not None
         if program.compilation.why_not:
             self._say(f"a graph is replayed, not compiled: {program.compilation.why_not}")
-        arguments, weights = given
         state = torch.get_rng_state()
         buffers = [(buffer, buffer.clone()) for buffer in program.buffers]
-        take = program.check_take if program.is_due else program.take
-        outcomes = take(arguments, self._flat, weights)
+        outcomes = attempted(program, self._flat, *given)
         if isinstance(outcomes, str):
             self._go_on_eagerly(outcomes)
             outcomes = []
@@ -229,7 +228,10 @@ class CompiledSVI(SVI):
             torch.set_rng_state(state)
             program.draw_again(len(taken))
             put_back(buffers)
-            self._eager(args, kwargs, None)
+            is_stale = bool(outcomes) and not taken
+            self._eager(args, kwargs, given if is_stale else None)
+            if is_stale and math.isfinite(self._losses[-1]) and program in self._programs:
+                self._programs.remove(program)
 
     def _move(self, outcome: Outcome, flat: FlatParameters) -> None:
         named: dict[str, Tensor] = {}
@@ -251,7 +253,7 @@ class CompiledSVI(SVI):
             self._elbo._count_evaluation()
         self._keep(outcome.loss, outcome)
 
-    def _keep(self, loss: float, record: Outcome | Evaluated) -> None:
+    def _keep(self, loss: Any, record: Outcome | Evaluated) -> None:
         self._losses.append(loss)
         self._records.append(record)
 
@@ -266,7 +268,8 @@ class CompiledSVI(SVI):
         self._flat = None
         if given is not None and moved:
             self._prepare(given, named, moved)
-        self._keep(float(loss), Evaluated(self._elbo._terms if self._has_terms else None))
+        terms = Evaluated(self._elbo._terms if self._has_terms else None)
+        self._keep(loss if isinstance(loss, tuple) else float(loss), terms)
 
     def _prepare(
         self, given: Given, named: Mapping[str, Tensor], moved: Mapping[str, Tensor]

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..capture.arguments import Arguments
+from ..capture.flat import FlatParameters
+from ..capture.parameters import Watch
+from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..summary import Summary, summary_of
 
-__all__ = ["Evaluated", "Kinds", "Ready", "kind_of", "ready_after", "why_not"]
+__all__ = ["Evaluated", "Kinds", "Ready", "attempted", "kind_of", "ready_after", "why_not"]
 
 MOST_KINDS, MOST_LOST = 8, 32
 
@@ -45,17 +48,20 @@ class Ready(NamedTuple):
         parameters: What had gradients, by name.
         asked: What the program asked for, by name.
         surroundings: What model and guide read beside their arguments.
+        watch: The parameters as it left them.
     """
 
     kind: Any
     parameters: Mapping[str, Tensor]
     asked: Mapping[str, Tensor]
     surroundings: Surroundings
+    watch: Watch
 
     def is_for(self, kind: Any, optim: Any) -> bool:
         """Whether nothing that a graph depends on has changed since."""
         has_states = all(p in optim.optim_objs for p in self.parameters.values())
-        return self.kind == kind and has_states and self.surroundings.hold
+        is_left = self.watch.are_same and self.watch.has_no_gradient
+        return self.kind == kind and has_states and is_left and self.surroundings.hold
 
 
 class Kinds:
@@ -111,7 +117,28 @@ def ready_after(
     """
     given = arguments.callables
     around = Surroundings(lambda: [*held(), *given])
-    return Ready(kind_of(arguments, weights), moved, named, around)
+    watch = Watch(named, list(moved.values()))
+    return Ready(kind_of(arguments, weights), moved, named, around, watch)
+
+
+def attempted(
+    program: Program,
+    flat: FlatParameters,
+    arguments: Arguments,
+    weights: Sequence[Mapping[str, float]],
+) -> list[Outcome] | str:
+    """What the steps of a call gave; or why they cannot be taken, and then nothing has moved.
+
+    Raises:
+        Exception: One of several steps cannot be taken, after others.
+    """
+    take = program.check_take if program.is_due else program.take
+    try:
+        return take(arguments, flat, weights)
+    except Exception as error:  # whatever a graph cannot do that the program can
+        if program.size > 1:
+            raise
+        return why_not(error)
 
 
 def why_not(error: Exception) -> str:
