@@ -77,7 +77,8 @@ class CompiledSVI(SVI):
 
     Law:
         Losses, terms and parameters are those of ``SVI`` at the same seed: bit for bit with
-        ``compiles=False``, up to rounding otherwise.
+        ``compiles=False`` (where no matrix product rounds by the place of its parameter in memory),
+        up to rounding otherwise.
     """
 
     def __init__(
