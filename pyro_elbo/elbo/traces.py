@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -49,37 +49,40 @@ def awaiting(trace: Any) -> Iterator[str]:
 
 def plate_indices(*traces: Any) -> dict[str, Tensor]:
     """A copy of the indices of each plate's data, by plate name; the last trace has the say."""
-    indices = {
-        name: site["value"]
-        for trace in traces
-        for name, site in trace.nodes.items()
-        if site_is_subsample(site)
-    }
+    indices = {name: i for trace in traces for name, i in _sites_of(trace).indices.items()}
     return {name: torch.as_tensor(value).clone() for name, value in indices.items()}
 
 
 class _Sites(NamedTuple):
-    """The sites of a trace that have a density.
+    """What is sampled in a trace.
 
     Args:
-        drawn: All of them by name, in order.
-        asking: Those that are, or are to be, enumerated.
+        drawn: The sites that have a density, by name, in order.
+        asking: Those of them that are, or are to be, enumerated.
+        indices: The indices of each plate's data, by plate name.
     """
 
     drawn: dict[str, Any]
-    asking: Sequence[Any]
+    asking: list[Any]
+    indices: dict[str, Any]
 
 
 def _sites_of(trace: Any) -> _Sites:
     """The sites of a trace that is complete, looked for once."""
     found: _Sites | None = vars(trace).get("_with_density")
     if found is None:
-        drawn = {name: site for name, site in trace.nodes.items() if _has_density(site)}
-        asking = [site for site in drawn.values() if not _ASKS.isdisjoint(site["infer"])]
-        found = trace._with_density = _Sites(drawn, asking)
+        found = trace._with_density = _Sites({}, [], {})
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample":
+                _put(site, name, found)
     return found
 
 
-def _has_density(site: Any) -> bool:
-    is_drawn = site["type"] == "sample" and not site_is_subsample(site)
-    return is_drawn and not site["infer"].get("_deterministic")
+def _put(site: Any, name: str, found: _Sites) -> None:
+    infer = site["infer"]
+    if site_is_subsample(site):
+        found.indices[name] = site["value"]
+    elif not infer.get("_deterministic"):
+        found.drawn[name] = site
+        if not _ASKS.isdisjoint(infer):
+            found.asking.append(site)
