@@ -190,6 +190,10 @@ class Settings:
     offset = 0.0
 
 
+class Special(Settings):
+    """Has its offset from its base."""
+
+
 def with_attribute(x):
     return model(x + with_attribute.offset)
 
@@ -198,6 +202,7 @@ CHOSEN = set()
 SPACE, OPTIONS = types.SimpleNamespace(offset=0.0), argparse.Namespace(offset=0.0)
 MODULE = types.ModuleType("a_module_of_ones_own")
 LOOKED_AT = {
+    "a base": (lambda x: model(x + Special.offset), lambda: setattr(Settings, "offset", 2.0)),
     "a class": (lambda x: model(x + Settings.offset), lambda: setattr(Settings, "offset", 2.0)),
     "a function": (with_attribute, lambda: setattr(with_attribute, "offset", 2.0)),
     "a set": (lambda x: model(x + len(CHOSEN)), lambda: CHOSEN.add(1)),

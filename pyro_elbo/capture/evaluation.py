@@ -25,7 +25,7 @@ from .layout import TermsLayout, tensors_of
 from .noise import Noise, take_noise_out
 from .outputs import Reading, leave_out_what_follows
 from .private import trace_operations
-from .refusals import check_loss, check_operations, hold_to_counts, no_values_read
+from .refusals import NoValuesRead, check_loss, check_operations, hold_to_counts
 from .simplify import simplify
 from .surroundings import Surroundings
 
@@ -134,7 +134,7 @@ def capture(evaluation: Evaluation) -> Captured:
 
     def traced(*inputs: Tensor) -> list[Tensor]:
         given = dict(zip(weights, inputs, strict=False))
-        looking, weighted = no_values_read(), _weighted_by(evaluation.loss, given)
+        looking, weighted = NoValuesRead(), _weighted_by(evaluation.loss, given)
         with looking, repeated(answers) as assumed, weighted:
             objective, found, grads = evaluation.run(inputs[len(given) :])
         if assumed:  # a step that these do not hold for is not finite, moves nothing, and is redone
@@ -176,6 +176,8 @@ def weights_of(loss: Any, ahead: int = 0) -> dict[str, float]:
 def weights_ahead(loss: Any, num_steps: int) -> list[dict[str, float]]:
     """The weights of the next steps, up to one of which a schedule says nothing."""
     found = [weights_of(loss)]
+    if num_steps == 1:
+        return found
     with suppress(Exception):  # its own step says so, when it comes to that
         found += [weights_of(loss, ahead) for ahead in range(1, num_steps)]
     return found

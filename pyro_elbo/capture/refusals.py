@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from .private import has_a_shape_of_values, is_random
 
-__all__ = ["check_loss", "check_operations", "hold_to_counts", "no_values_read"]
+__all__ = ["NoValuesRead", "check_loss", "check_operations", "hold_to_counts"]
 
 _ATEN = torch.ops.aten
 _READERS = {"tolist", "numpy", "__array__", "data_ptr"}
@@ -37,7 +37,7 @@ def check_loss(loss: Any) -> None:
         raise NotImplementedError(f"{type(loss).__name__} has a {own[0]} of its own")
 
 
-class no_values_read(TorchFunctionMode):  # noqa: N801
+class NoValuesRead(TorchFunctionMode):
     """Inside, no number leaves a tensor unseen: what reads it would be as it was at the capture."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -30,9 +30,10 @@ class Surroundings:
     """What is read beside the arguments, as it is now.
 
     Found are modules, functions of one's own, what their closures and globals are, methods and
-    partial functions, poutine handlers, objects of one's own classes, and lists, tuples and dicts
-    of these. An object of a library is taken for what it was, and so is one of its kind in its
-    place, but for arrays and distributions.
+    partial functions, poutine handlers, one's own classes and their objects, attributes of one's
+    own modules and functions, namespaces, and lists, sets, tuples and dicts of these. An object of
+    a library is taken for what it was, and so is one of its kind in its place, but for arrays and
+    distributions.
 
     Args:
         held: Says what there is to begin with: model, guide, settings.
@@ -121,6 +122,7 @@ class Surroundings:
             yield thing.__func__
         elif isinstance(thing, type) and not _is_of_library(thing.__module__):
             yield from self._noted(vars(thing).values)
+            yield from thing.__bases__
         elif isinstance(thing, dict) and not thing:
             self._empty.append(thing)
         elif isinstance(thing, dict):
@@ -140,10 +142,7 @@ class Surroundings:
     def _of_object(self, thing: Any) -> Iterator[Any]:
         if hasattr(thing, "__dict__"):
             yield from self._noted(vars(thing).values)
-        for cls in type(thing).__mro__:
-            if id(cls) not in self._seen and not _is_of_library(cls.__module__):
-                self._seen[id(cls)] = cls
-                yield from self._noted(vars(cls).values)
+        yield type(thing)
 
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
         if _is_of_library(function.__module__ or ""):
