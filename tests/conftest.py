@@ -1,8 +1,9 @@
-"""What tests have and docstring examples do not: float64, and examples that repeat."""
+"""What tests have and docstring examples do not: float64, examples that repeat, no open figures."""
 
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib import pyplot
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -15,3 +16,10 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """No figure is left for the next test in the process, whoever drew it."""
+    yield
+    pyplot.close("all")

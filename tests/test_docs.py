@@ -111,7 +111,6 @@ def test_a_figure_is_drawn(scripts, name):
     getattr(figures, f"draw_{name}")(ax, **options)
     assert ax.texts or ax.lines
     assert (DOCS / "_static" / f"{name}.svg").exists()
-    plt.close("all")
 
 
 WHOLE = '<title>a</title><p id="here">text</p><a href="#here">here</a><img src="a.png" alt="a">'

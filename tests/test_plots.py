@@ -19,12 +19,6 @@ DRAWN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    pyplot.close("all")
-
-
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_a_plot_returns_the_axes_that_it_drew_on(draw):
     _, axes = pyplot.subplots(1, 2)

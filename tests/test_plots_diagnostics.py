@@ -12,12 +12,6 @@ from pyro_elbo import plots
 RATE, DISTORTION, BETAS = [3.0, 1.0, 2.0], [5.0, 8.0, 5.5], [0.5, 4.0, 1.0]
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    pyplot.close("all")
-
-
 def groups(ax):
     return [points.get_offsets().tolist() for points in ax.collections]
 

@@ -12,12 +12,6 @@ from pyro_elbo.plots.density import Density
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    pyplot.close("all")
-
-
 def decode(z):
     """A pixel for each unit and a row that is the same for all, three wide."""
     pixels = torch.cat([z.sigmoid(), torch.full_like(z[:, :1], 0.25)], dim=1)

@@ -13,12 +13,6 @@ FIT, KL, BETA = [-9.0, -6.0, 2.5], [0.5, 1.0, 1.5], [4.0, 2.0, 0.5]
 ELBO, EVIDENCE, ERROR = [-5.0, -3.0, -2.5], [-2.25, -2.0, -2.0], [0.25, 0.125, 0.5]
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    pyplot.close("all")
-
-
 def edges(area, steps):
     """The two values at each step between which an area lies, lower first."""
     vertices = area.get_paths()[0].vertices

@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib import pyplot
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal
 from scipy.stats import norm
@@ -309,7 +308,6 @@ def test_the_figure_takes_them_and_counts_alike():
     ax = plots.khat_points(report.per_datum.khat)
     good = ax.get_legend().get_texts()[-3].get_text()
     assert f"{100 * report.per_datum.shares.good:.1f} %  (6 of 6)" in good
-    pyplot.close("all")
 
 
 def test_nothing_is_changed():
