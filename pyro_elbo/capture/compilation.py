@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from .library import library_path, load_or_build
+from .merging import merged
 from .private import compile_graph, has_compiler
 
 __all__ = ["Compilation", "Compiler"]
@@ -77,26 +78,31 @@ class Compilation:
         self._job: Thread | None = None
         if compiler is None:
             return
-        num_nodes = len(graph.graph.nodes)
         if compiler.folder is not None:
             self._library = library_path(graph, inputs, compiler.folder)
-        self.why_not = compiler.why_not(num_nodes, self._library)
-        if self.why_not:
+        self.why_not = compiler.why_not(len(graph.graph.nodes), self._library)
+        if not self.why_not:
+            self._begin(graph, [tensor.clone() for tensor in inputs], compiler)
+
+    def _begin(self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler) -> None:
+        try:
+            own = merged(fx.GraphModule(graph, deepcopy(graph.graph)), inputs)
+        except Exception as error:
+            self._fail(error)
             return
         if self._library is not None and not self._library.exists():
-            seconds = SECONDS + SECONDS_PER_NODE * num_nodes
+            num_nodes = len(own.graph.nodes)
             compiler.say(
-                f"compiling {num_nodes} operations ahead of time takes about {seconds:.0f} s; the "
-                f"library is kept in {self._library}"
+                f"compiling {num_nodes} operations ahead of time takes about "
+                f"{SECONDS + SECONDS_PER_NODE * num_nodes:.0f} s; the library is kept in "
+                f"{self._library}"
             )
-        own = fx.GraphModule(graph, deepcopy(graph.graph))
-        copies = [tensor.clone() for tensor in inputs]
         if compiler.background:
-            self._job = Thread(target=self._compile, args=(own, copies))
+            self._job = Thread(target=self._compile, args=(own, inputs))
             self._job.start()
         else:
             with torch.random.fork_rng():
-                self._compile(own, copies)
+                self._compile(own, inputs)
 
     def prove(self, proves: Callable[[Callable[..., Sequence[Tensor]]], bool]) -> None:
         """Run what was compiled from now on where it proves right, in one of a few attempts.
@@ -130,8 +136,12 @@ class Compilation:
                 compiled = compile_graph(graph, inputs)
             else:
                 compiled = load_or_build(graph, inputs, self._library)
-        except Exception as error:  # whatever the compiler cannot do, the graph can be replayed
-            line = next(iter(str(error).strip().splitlines()), "")
-            self.why_not = f"it did not compile: {type(error).__name__}: {line}"
+        except Exception as error:
+            self._fail(error)
             return
         self._seconds, self.unproven = perf_counter() - start, compiled
+
+    def _fail(self, error: Exception) -> None:
+        """Whatever cannot be compiled can be replayed."""
+        line = next(iter(str(error).strip().splitlines()), "")
+        self.why_not = f"it did not compile: {type(error).__name__}: {line}"

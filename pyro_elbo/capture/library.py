@@ -17,7 +17,7 @@ from .private import build_library, load_library
 
 __all__ = ["folder_of", "library_path", "load_or_build"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 def folder_of(ahead_of_time: bool | str | os.PathLike[str]) -> Path | None:

@@ -77,5 +77,7 @@ def _is_near(right: Tensor, other: Tensor, most: float) -> bool:
 
 
 def _largest(tensor: Tensor) -> float:
+    if not tensor.is_floating_point():
+        return 0.0
     finite = tensor[tensor.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
