@@ -136,10 +136,15 @@ def particles(results: Results) -> Iterator[Row]:
 
 
 def first_steps(results: Results) -> Iterator[Row]:
-    """Seconds, imports left out, with nothing in the compiler's cache."""
+    """Seconds, imports left out, with nothing in the compiler's cache.
+
+    Beside them what ``torch.compile`` takes for the same step, written by hand.
+    """
     for name, sites, must in (("three_level", 10, 10.0), ("scalar_sites", 100, 30.0)):
         seconds = results.read(name, "compiled", "first_seconds")
         yield Row(f"{name} ({sites} sites)", seconds, must, 5.0)
+    by_hand = results.read("three_level", "by_hand_whole", "first_seconds")
+    yield Row(f"three_level, {LABELS['by_hand_whole']}", by_hand)
 
 
 def agreement(results: Results) -> Iterator[Row]:

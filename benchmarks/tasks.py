@@ -31,7 +31,10 @@ GROWTH = {
 }
 GROWING = ("trace", "kl", "compiled", "numpyro")
 ROUNDS, ROUNDS_OF_RECORDING = 25, 60
-COLD = (Cell("three_level", "compiled"), Cell("scalar_sites", "compiled"))
+COLD = (
+    *(Cell("three_level", variant) for variant in ("compiled", "by_hand_whole")),
+    Cell("scalar_sites", "compiled"),
+)
 """What is compiled with an empty cache, for the time to its first step."""
 
 NO_COMPILER = (("CXX", "no-such-compiler"),)
