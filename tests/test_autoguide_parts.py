@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pyro
@@ -224,3 +225,28 @@ def test_obs_mask_needs_a_site_for_each_latent(name):
 
     with pytest.raises(UnsupportedSiteError, match="'x_unobserved'.*AutoNormal"):
         TraceGap_ELBO().loss(model, make(GUIDES[name], model))
+
+
+def added():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(1.0, 2.0))
+    pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.tensor(0.3))
+
+
+def doubled_beside_a_point():
+    """The density of ``a`` is that of ``u``; ``b`` has none of its own and takes none from it."""
+    u = pyro.sample("u", dist.Normal(0.4, 0.7), infer={"is_auxiliary": True})
+    pyro.sample("a", dist.Delta(2 * u, log_density=-torch.tensor(2.0).log()))
+    pyro.sample("b", dist.Delta(torch.tensor(0.2)))
+
+
+@loss_classes
+def test_a_point_beside_a_draw_is_no_part_of_its_density(cls):
+    pyro.set_rng_seed(0)
+    terms = cls().decompose(added, doubled_beside_a_point)
+    pyro.set_rng_seed(0)
+    u = dist.Normal(0.4, 0.7).rsample()
+    groups = {name: (site.role, site.members) for name, site in terms.sites.items()}
+    assert groups["u"] == ("joint", ("u", "a")) and groups["b"] == ("map", ("b",))
+    assert_close(terms.sites["b"].kl, -dist.Normal(1.0, 2.0).log_prob(torch.tensor(0.2)))
+    assert_close(terms.entropy, math.log(2.0) - dist.Normal(0.4, 0.7).log_prob(u))
