@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from .figures import draw
 from .harness import CHUNK
-from .measure import measure
+from .measure import AT_A_TIME, measure
 from .results import Results
 from .table import page
 from .tasks import QUICK, QUICK_CHUNK, TASKS
@@ -45,17 +47,25 @@ def run(options: argparse.Namespace) -> None:
     """Run what is not kept yet."""
     options.kept.mkdir(parents=True, exist_ok=True)
     names = options.only or (QUICK if options.quick else TASKS)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(AT_A_TIME) as pool:
+        take = partial(run_task, options, Path(scratch))
         for name in names:
-            path = options.kept / f"{name}.json"
-            if path.exists() and not options.again:
-                print(f"{name}: kept", flush=True)
-                continue
-            task = TASKS[name].of(options.variants)
-            chunk = QUICK_CHUNK if options.quick else CHUNK
-            record = measure(task.quick if options.quick else task, Path(scratch), chunk)
-            path.write_text(json.dumps(record), encoding="utf-8")
-            print(f"{name}: {record['seconds']:.0f} s", flush=True)
+            if not TASKS[name].module:
+                take(name)
+        list(pool.map(take, (name for name in names if TASKS[name].module)))
+
+
+def run_task(options: argparse.Namespace, scratch: Path, name: str) -> None:
+    """Run a task, unless it is kept."""
+    path = options.kept / f"{name}.json"
+    if path.exists() and not options.again:
+        print(f"{name}: kept", flush=True)
+        return
+    task = TASKS[name].of(options.variants)
+    chunk = QUICK_CHUNK if options.quick else CHUNK
+    record = measure(task.quick if options.quick else task, scratch, chunk)
+    path.write_text(json.dumps(record), encoding="utf-8")
+    print(f"{name}: {record['seconds']:.0f} s", flush=True)
 
 
 def gathered(options: argparse.Namespace) -> dict[str, Any]:

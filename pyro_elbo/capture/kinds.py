@@ -138,8 +138,8 @@ class Kinds:
             return None
         args: Any = node.args
         if target in _MAKE_LIKE:
-            like = self.values[args[0]]
-            args = (torch.empty(like.shape, dtype=like.dtype), *args[1:])
+            like = torch.empty(self.values[node].shape, dtype=self.values[args[0]].dtype)
+            args = (like, *args[1:])
         elif target not in _MAKE and not _are_all_in(node.all_input_nodes, known):
             return None
         numbers: Tensor = target(*map_arg(args, known.get), **map_arg(node.kwargs, known.get))
@@ -176,7 +176,8 @@ class Kinds:
         if node.target is not _ATEN.add.Tensor or node.kwargs or len(node.all_input_nodes) != 2:
             return False
         own, *given = (self.values[n] for n in (node, *node.all_input_nodes))
-        return _is_small(own) and all(t.shape == own.shape and t.dtype == own.dtype for t in given)
+        are_alike = all(t.shape == own.shape and t.dtype == own.dtype for t in given)
+        return _is_small(own) and own.is_floating_point() and are_alike
 
 
 def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:

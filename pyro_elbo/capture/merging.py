@@ -28,13 +28,14 @@ def merged(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
 
     Operations of one kind on tensors of one shape that do not depend on one another are done as one
     operation on their stack; a long chain of additions becomes one sum; what depends on no input
-    is computed here.
+    is computed here. Graphs on another device, or that ask how tensors lie in memory, are left as
+    they are.
 
     Args:
         module: The graph, without gradients.
         inputs: Tensors like those of its inputs.
     """
-    if any(map(_is_left_alone, module.graph.nodes)):
+    if any(map(_is_left_alone, module.graph.nodes)) or any(t.device.type != "cpu" for t in inputs):
         return module
     return _Writer(module, Kinds(module, inputs)).written()
 

@@ -13,6 +13,8 @@ from torch import Tensor, fx
 __all__ = ["Part", "Pool"]
 
 _ATEN = torch.ops.aten
+MOST_COPIED = 2**14
+"""The most entries that are put one after the other for some of them to be picked."""
 
 
 class Part(NamedTuple):
@@ -132,7 +134,8 @@ class Pool:
         if len(runs) == 1:
             return 0, lambda: self._slice(runs[0])
         extents = _extents(runs)
-        if len(runs) <= len(extents) + 1:
+        is_copied = len(extents) > 1 and sum(extent.size for extent in extents) > MOST_COPIED
+        if is_copied or len(runs) <= len(extents) + 1:
             return len(runs), lambda: self._joined(runs)
         return len(extents) + 1, lambda: self._picked(runs, extents)
 
