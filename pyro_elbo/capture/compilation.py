@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -86,7 +85,7 @@ class Compilation:
 
     def _begin(self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler) -> None:
         try:
-            own = merged(fx.GraphModule(graph, deepcopy(graph.graph)), inputs)
+            own = merged(graph, inputs)
         except Exception as error:
             self._fail(error)
             return

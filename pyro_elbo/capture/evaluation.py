@@ -159,7 +159,6 @@ def capture(evaluation: Evaluation) -> Captured:
     simplify(graph.graph)
     readings = leave_out_what_follows(graph.graph, 1 + len(evaluation.parameters))
     graph.graph.eliminate_dead_code()
-    graph.recompile()
     layout = None if terms is None else TermsLayout(terms, sites)
     return Captured(graph, list(weights), noise, read, readings, layout)
 

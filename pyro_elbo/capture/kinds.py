@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 
 from .aliases import Changes
 from .private import is_random
+from .shapes import is_plain, values_of
 
 __all__ = ["SUMS", "Kinds"]
 
@@ -54,7 +55,7 @@ class Kinds:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         self._changes = Changes(module.graph)
         self._part_of: dict[fx.Node, tuple[fx.Node, int] | None] = {}
-        self.values = _values(module, inputs)
+        self.values = values_of(module, inputs)
         self.known = self._known(module)
         calls = [n for n in module.graph.nodes if n.op == "call_function" and n not in self.known]
         self.sections = [*_sections(calls)]
@@ -101,7 +102,7 @@ class Kinds:
         if node.target is getitem and _splits(source):
             number: Any = node.args[1]
             return source.all_input_nodes[0], sum(part.numel() for part in before[:number])
-        if not _is_plain(before) or not _is_plain(after) or before.dtype != after.dtype:
+        if not is_plain(before) or not is_plain(after) or before.dtype != after.dtype:
             return None
         if node.target in _COPIES:
             is_same = before.numel() == after.numel() and not self.are_changed(node)
@@ -180,38 +181,8 @@ class Kinds:
         return _is_small(own) and own.is_floating_point() and are_alike
 
 
-def _values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
-    """What each node gives, without its numbers."""
-    left = iter(inputs)
-    values: dict[fx.Node, Any] = {}
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = _without_numbers(next(left))
-        elif node.op == "get_attr":
-            values[node] = _without_numbers(getattr(module, str(node.target)))
-        elif "val" in node.meta:
-            values[node] = _without_numbers(node.meta["val"])
-        elif node.op == "call_function":
-            target: Any = node.target
-            args, kwargs = map_arg((node.args, node.kwargs), values.get)
-            values[node] = target(*args, **kwargs)
-    return values
-
-
-def _without_numbers(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_without_numbers(part) for part in value]
-    if not _is_plain(value):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_complex()
-
-
 def _is_small(value: Any) -> bool:
-    return _is_plain(value) and value.numel() <= LARGEST
+    return is_plain(value) and value.numel() <= LARGEST
 
 
 def _are_all_in(nodes: Sequence[fx.Node], known: Mapping[fx.Node, Tensor]) -> bool:

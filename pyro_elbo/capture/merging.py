@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -24,19 +25,19 @@ WORTH = 2
 
 
 def merged(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """A graph that computes the same, up to rounding, in fewer operations.
+    """Another graph that computes the same, up to rounding, in fewer operations.
 
     Operations of one kind on tensors of one shape that do not depend on one another are done as one
     operation on their stack; a long chain of additions becomes one sum; what depends on no input
-    is computed here. Graphs on another device, or that ask how tensors lie in memory, are left as
-    they are.
+    is computed here. Graphs on another device, or that ask how tensors lie in memory, are
+    copied.
 
     Args:
         module: The graph, without gradients.
         inputs: Tensors like those of its inputs.
     """
     if any(map(_is_left_alone, module.graph.nodes)) or any(t.device.type != "cpu" for t in inputs):
-        return module
+        return fx.GraphModule(module, deepcopy(module.graph))
     return _Writer(module, Kinds(module, inputs)).written()
 
 

@@ -22,8 +22,11 @@ import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .shapes import largest
 from .tape import Tape, Taped
 
 __all__ = [
@@ -45,9 +48,10 @@ _CONFIG = {
     "size_asserts": False,  # a program is kept by the shapes of its inputs
     "alignment_asserts": False,
 }
+_SCALAR = {"cpp.simdlen": 1}  # half of the code: no step of few numbers is longer for it
 _HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _COMPILING = Lock()
-_LARGE = 2**15
+_SMALL, _LOOPED, _LARGE = 2**10, 2**9, 2**15
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -58,9 +62,19 @@ def trace_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphM
     become attributes of the graph, the very objects.
     """
     one_for_all = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-    with tracing(one_for_all):  # else torch makes a mode for each operation, half of the time
+    described = patch.object(proxy_tensor, "extract_val", _described)
+    with tracing(one_for_all), described:  # else torch makes a mode for each operation
         graph: fx.GraphModule = make_fx(function)(*inputs)
     return graph
+
+
+def _described(value: Any, _describe: Any = proxy_tensor.extract_val, **options: Any) -> Any:
+    """What torch notes of a tensor: for a small one another, as a fake one takes longer to make."""
+    if type(value) is not Tensor or value.numel() > _SMALL or value.layout is not torch.strided:
+        return _describe(value, **options)
+    with _disable_current_modes():
+        shape, strides = value.shape, value.stride()
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
@@ -80,7 +94,8 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             found.append(compile_fx_inner(module, examples, **kwargs))
             return found[-1]
 
-        with config.patch(_CONFIG), _large_products(), _headers_read_once():
+        options = _SCALAR if largest(graph, inputs) <= _LOOPED else {}
+        with config.patch({**_CONFIG, **options}), _large_products(), _headers_read_once():
             compiled: Any = compile_fx(graph, list(inputs), inner_compile=inner)
     return _direct(compiled, found, graph)
 
