@@ -62,6 +62,8 @@ def draw_growth(results: Results, what: str, ax: Axes) -> None:
         ax.plot(*line, marker=marker, color=colour, label=LABELS[variant])
     title = workload.replace("_", " ")
     ax.set(xscale="log", yscale="log", xlabel=what, ylabel="ms per step", title=title)
+    ax.set_xticks(values, [f"{value:,}" for value in values])
+    ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
 
 

@@ -132,3 +132,20 @@ def test_a_quick_run_writes_its_results_and_its_tables(tmp_path):
             assert cell["first_seconds"] > 0 < cell["peak_mb"]
     assert all(f"## {goal.name}. " in (tmp_path / "table.md").read_text() for goal in GOALS)
     assert (tmp_path / "step_times.svg").exists()
+
+
+def test_the_readme_says_what_the_kept_results_say():
+    kept = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text())
+    results = Results(kept["about"], kept["tasks"])
+    said = re.search(
+        r"eight schools took ([\d.]+) of the time of\s.*, a small VAE ([\d.]+)\.",
+        (ROOT / "README.md").read_text(),
+    )
+    for number, name in zip(said.groups(), ("eight_schools", "vae"), strict=True):
+        assert number == f"{results.ratio(name, 'compiled', 'trace').median:.2f}", name
+
+
+def test_the_kept_table_is_that_of_the_kept_results():
+    kept = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text())
+    table = (ROOT / "docs" / "benchmarks" / "table.md").read_text()
+    assert table == page(Results(kept["about"], kept["tasks"]))
