@@ -156,6 +156,65 @@ def test_a_graph_that_asks_how_tensors_lie_in_memory_is_left_alone():
     assert size(new) == size(graph)
 
 
+def changed_after(x):
+    a = [x * 2.0 for _ in range(4)]
+    a[0].add_(1.0)
+    return a
+
+
+def written_through_a_transposed_view(x):
+    x.view(4, 3).t()[0].add_(1.0)
+    return [x * 1.0]
+
+
+def read_before_and_after_transposed(x):
+    table, parts = x.view(4, 3).t(), [part.reshape(()) for part in x.split(1)]
+    before = [table * part for part in parts]
+    x.mul_(2.0)
+    return before + [table * part for part in parts]
+
+
+def drawn_like_transposed(x):
+    table, parts = x.view(3, 4).t() * 1.0, [part.reshape(()) for part in x.split(1)]
+    found = [table * part for part in parts]
+    return [torch.randn_like(value) for value in found]
+
+
+def negated_by_a_view(x):
+    return [torch.complex(x, x).conj().imag]
+
+
+def rows_of_a_transposed_input(x):
+    before = [row * 2 for row in x]
+    x[0].add_(1)
+    return before + [row * 2 for row in x]
+
+
+MEMORY = [changed_after, written_through_a_transposed_view, read_before_and_after_transposed]
+MEMORY += [drawn_like_transposed, negated_by_a_view]
+
+
+@pytest.mark.parametrize("function", MEMORY, ids=lambda function: function.__name__)
+def test_how_tensors_lie_in_memory_counts(function):
+    both(function, FLAT)
+
+
+def test_an_input_may_be_transposed():
+    both(rows_of_a_transposed_input, FLAT.view(3, 4).t())
+
+
+def test_an_output_is_nobody_elses_memory():
+    """A gradient that is the data is not to be the data's memory: whoever takes it zeroes it."""
+
+    def copied(x):
+        return [x.clone(), torch.cat([x[:6], x[6:]]), x.clone()]
+
+    _, new = both(copied, FLAT)
+    own = FLAT.clone()
+    outputs = new(own)
+    assert len({tensor.data_ptr() for tensor in (own, *outputs)}) == 4
+
+
 UNARY = [torch.exp, torch.tanh, torch.neg, lambda t: t * 0.5, lambda t: t - 1.0, torch.clone]
 UNARY += [torch.sum, lambda t: t.sum(0) if t.dim() else t, lambda t: t.reshape(-1), torch.sigmoid]
 UNARY += [lambda t: t.expand(2, *t.shape), lambda t: t.unsqueeze(0), lambda t: t.float().double()]

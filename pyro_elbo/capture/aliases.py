@@ -21,6 +21,10 @@ class Changes:
         calls = [node for node in graph.nodes if node.op == "call_function"]
         self._changed = {_root(part) for node in calls for part in _written(node)}
 
+    def have(self, node: fx.Node) -> bool:
+        """Whether a node is changed at some time, or is a view of what is."""
+        return _root(node) in self._changed
+
     def touch(self, node: fx.Node) -> bool:
         """Whether a node, or what it reads, is changed at some time."""
         return any(_root(part) in self._changed for part in (node, *node.all_input_nodes))

@@ -24,7 +24,8 @@ LONGEST = 6
 
 _ATEN = torch.ops.aten
 SUMS = {_ATEN.sum.default, _ATEN.sum.dim_IntList}
-_ENTRYWISE = {_ATEN.softplus_backward.default, _ATEN._to_copy.default, _ATEN.expand.default}
+_EXPAND = _ATEN.expand.default
+_ENTRYWISE = {_ATEN.softplus_backward.default, _ATEN._to_copy.default, _EXPAND}
 """Each entry of the result comes from one of each input; torch does not tag these as such."""
 
 _COPIES = {_ATEN.clone.default, _ATEN.lift_fresh_copy.default, _ATEN._to_copy.default, *SUMS}
@@ -76,17 +77,27 @@ class Kinds:
             return None
         given = [argument for argument in node.args if isinstance(argument, fx.Node)]
         tensors = [self.values[argument] for argument in given]
-        if not tensors or not all(map(_is_small, [self.values[node], *tensors])):
+        if not given or not self._is_movable(node) or not all(map(_is_small, tensors)):
+            return None
+        if any(map(self._is_read_late, given)):
             return None
         dtypes = {tensor.dtype for tensor in tensors[node.target is _ATEN.where.self :]}
         if len(dtypes) != 1 or {*node.all_input_nodes} != {*given}:
             return None  # a tensor without dimensions has no say in the dtype; a row would have
-        if _is_view(node) and self.are_changed(node):
-            return None  # what it shows is read later
         if node.target in SUMS and not tensors[0].dim():
             return None  # no dimension to sum over would mean all
         described = tuple(map(self._described, node.args))
         return node.target, described, repr(node.kwargs), tuple(self.values[node].shape)
+
+    def _is_movable(self, node: fx.Node) -> bool:
+        """Whether what a node gives is small, and may lie one row after the other, in order."""
+        value = self.values[node]
+        is_in_order = _is_small(value) and (value.is_contiguous() or node.target is _EXPAND)
+        return is_in_order and not self._changes.have(node)
+
+    def _is_read_late(self, node: fx.Node) -> bool:
+        """Whether a vector of a node's entries would be a copy of what is changed later."""
+        return self._changes.have(node) and not self.values[node].is_contiguous()
 
     def part_of(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """The node whose entries from a place on, in order, are those of another; if so."""
@@ -101,8 +112,11 @@ class Kinds:
         before, after = self.values[source], self.values[node]
         if node.target is getitem and _splits(source):
             number: Any = node.args[1]
-            return source.all_input_nodes[0], sum(part.numel() for part in before[:number])
-        if not is_plain(before) or not is_plain(after) or before.dtype != after.dtype:
+            whole = source.all_input_nodes[0]
+            is_in_order = _are_in_order(self.values[whole], after)
+            start = sum(part.numel() for part in before[:number])
+            return (whole, start) if is_in_order else None
+        if not _are_in_order(before, after) or before.dtype != after.dtype:
             return None
         if node.target in _COPIES:
             is_same = before.numel() == after.numel() and not self.are_changed(node)
@@ -112,7 +126,7 @@ class Kinds:
         target: Any = node.target
         fresh = torch.empty(before.shape, dtype=before.dtype, device="meta")
         view = target(fresh, *node.args[1:], **node.kwargs)
-        return (source, view.storage_offset()) if view.is_contiguous() else None
+        return None if view.is_neg() else (source, view.storage_offset())
 
     def _described(self, argument: Any) -> Hashable:
         if isinstance(argument, fx.Node):
@@ -122,7 +136,8 @@ class Kinds:
     def _known(self, module: fx.GraphModule) -> dict[fx.Node, Tensor]:
         known: dict[fx.Node, Tensor] = {}
         for node in module.graph.nodes:
-            if _is_small(self.values.get(node)) and not self.are_changed(node):
+            value = self.values.get(node)
+            if _is_small(value) and _are_in_order(value) and not self.are_changed(node):
                 numbers = self._numbers(node, module, known)
                 if numbers is not None:
                     known[node] = numbers.detach().contiguous()
@@ -178,7 +193,13 @@ class Kinds:
             return False
         own, *given = (self.values[n] for n in (node, *node.all_input_nodes))
         are_alike = all(t.shape == own.shape and t.dtype == own.dtype for t in given)
-        return _is_small(own) and own.is_floating_point() and are_alike
+        is_late = any(map(self._is_read_late, node.all_input_nodes))
+        is_sum = own.is_floating_point() and are_alike and not is_late
+        return is_sum and self._is_movable(node)
+
+
+def _are_in_order(*values: Any) -> bool:
+    return all(is_plain(value) and value.is_contiguous() for value in values)
 
 
 def _is_small(value: Any) -> bool:

@@ -104,6 +104,7 @@ class _Writer:
         self._nodes: dict[fx.Node, fx.Node] = {}
         self._parts = {n: Part(v.reshape(-1), 0, v.numel()) for n, v in kinds.known.items()}
         self._ordinals: dict[fx.Node, int] = {}
+        self._own: set[fx.Node] = set()
 
     def written(self) -> fx.GraphModule:
         """The whole."""
@@ -115,12 +116,17 @@ class _Writer:
             self._pool.forget()
             for level in self._levels(section):
                 self._write(level)
-        self._new.output(map_arg(nodes[-1].args[0], self._node))
+        self._new.output(map_arg(nodes[-1].args[0], self._output))
         self._new.eliminate_dead_code()
         names = [str(node.target) for node in self._new.nodes if node.op == "get_attr"]
         known = self._pool.constants
         tensors = {n: known[n] if n in known else getattr(self._module, n) for n in names}
         return fx.GraphModule(tensors, self._new)
+
+    def _output(self, node: fx.Node) -> fx.Node:
+        """A node, in memory of its own where it was: whoever takes it may write there."""
+        is_own = node in self._own or node.op != "call_function"
+        return self._node(node) if is_own else self._call(_ATEN.clone.default, self._node(node))
 
     def _levels(self, section: Sequence[fx.Node]) -> Iterator[list[fx.Node]]:
         """Nodes none of which depends on another of its list; views follow what they view."""
@@ -157,8 +163,10 @@ class _Writer:
     def _write_alone(self, node: fx.Node) -> None:
         if node in self._kinds.chains:
             self._nodes[node] = self._sum(self._kinds.chains[node], self._shape(node))
+            self._own.add(node)
         elif node.target not in _JOINS or not self._is_joined(node):
             self._nodes[node] = self._new.node_copy(node, self._node)
+            self._own.add(node)
 
     def _sum(self, terms: Sequence[fx.Node], shape: Sequence[int]) -> fx.Node:
         plan = self._pool.plan([self._part(term) for term in terms])
