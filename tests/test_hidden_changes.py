@@ -392,6 +392,59 @@ def test_a_process_that_ends_while_a_thread_compiles_ends_well(tmp_path):
         assert "of a graph" in done.stdout
 
 
+def scattered(x):
+    with torch.random.fork_rng():
+        offset = torch.randn(4, dtype=x.dtype)
+    model(x + 0.1 * offset)
+
+
+def scattered_steps(make, number, **options):
+    svi = make(scattered, guide, Adam({"lr": 0.05}), TraceKL_ELBO(), **options)
+    return [svi.step(X) for _ in range(number)]
+
+
+def test_a_program_that_puts_the_generator_back():
+    says = "leaves the random number generator elsewhere"
+    assert_as_svi(lambda make: scattered_steps(make, 5), says)
+    right, ends, _ = outcome(lambda make: scattered_steps(make, 10), SVI)
+    options = {"compiles": False, "steps_per_call": 2}
+    own, own_ends, said = outcome(lambda make: scattered_steps(make, 5, **options), CompiledSVI)
+    assert own == pytest.approx(right[1::2], rel=1e-12)
+    torch.testing.assert_close(own_ends, ends, rtol=1e-12, atol=1e-12)
+    assert any(says in line for line in said)
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
+def test_running_averages_are_moved_by_each_particle(at_once):
+    found = []
+
+    def case(make):
+        net = Normalised().double()
+
+        def normalised(x):
+            pyro.module("net", net)
+            with pyro.plate("data", 4):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                loc = net.norm(x.unsqueeze(-1)).squeeze(-1)
+                pyro.sample("x", dist.Normal(z + loc, 1.0), obs=x)
+
+        elbo = TraceKL_ELBO(num_particles=2, vectorize_particles=at_once, max_plate_nesting=1)
+        svi = make(normalised, guide, Adam({"lr": 0.05}), elbo)
+        yield from (svi.step(X) for _ in range(6))
+        found.append([buffer.clone() for buffer in net.buffers()])
+        yield from (float(buffer.sum()) for buffer in net.buffers())
+
+    assert_as_svi(case)
+    for buffers in found[1:]:
+        assert all(map(torch.equal, buffers, found[0]))
+
+
 def test_outcomes_are_compared():
     """The cases above could not fail if the stepper were not asked."""
     numbers, ends, _ = outcome(steps(model, guide, args=[(X,)] * 3), SVI)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from operator import getitem
 from typing import Any
 
+import torch
 from torch import fx
 
-__all__ = ["Changes"]
+__all__ = ["Changes", "writes"]
+
+_UNDECLARED = {torch.ops.aten.native_batch_norm.default: slice(3, 5)}
+"""What an operation writes though it does not say so: the running averages."""
 
 
 class Changes:
@@ -30,13 +34,21 @@ class Changes:
         return any(_root(part) in self._changed for part in (node, *node.all_input_nodes))
 
 
+def writes(node: fx.Node) -> bool:
+    """Whether an operation changes something in place."""
+    return bool(_written(node))
+
+
 def _written(node: fx.Node) -> list[fx.Node]:
     """What an operation writes; all that it is given where it does not say."""
     if node.target is getitem:
         return []
-    schema: Any = getattr(node.target, "_schema", None)
+    target: Any = node.target
+    schema = getattr(target, "_schema", None)
     if schema is None:
         return node.all_input_nodes
+    if target in _UNDECLARED:
+        return [value for value in node.args[_UNDECLARED[target]] if isinstance(value, fx.Node)]
     given = [*zip(schema.arguments, node.args, strict=False)]
     given += [(a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs]
     written = [value for a, value in given if a.alias_info and a.alias_info.is_write]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from .aliases import Changes
+from .aliases import Changes, writes
 from .private import is_random
 from .shapes import is_plain, values_of
 
@@ -212,12 +212,12 @@ def _are_all_in(nodes: Sequence[fx.Node], known: Mapping[fx.Node, Tensor]) -> bo
 
 def _is_entrywise(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    is_pure = not is_random(node) and not _is_mutable(node)
+    is_pure = not is_random(node) and not writes(node)
     return is_pure and (torch.Tag.pointwise in tags or node.target in _ENTRYWISE)
 
 
 def _is_view(node: fx.Node) -> bool:
-    return getattr(node.target, "is_view", False) and not _is_mutable(node)
+    return getattr(node.target, "is_view", False) and not writes(node)
 
 
 def _splits(node: fx.Node) -> bool:
@@ -227,15 +227,10 @@ def _splits(node: fx.Node) -> bool:
     return first is not None and not node.kwargs and node.args[first:] in ((), (0,))
 
 
-def _is_mutable(node: fx.Node) -> bool:
-    schema: Any = getattr(node.target, "_schema", None)
-    return node.target is not getitem and (schema is None or schema.is_mutable)
-
-
 def _sections(calls: Sequence[fx.Node]) -> Iterator[list[fx.Node]]:
     section: list[fx.Node] = []
     for node in calls:
-        if is_random(node) or _is_mutable(node):
+        if is_random(node) or writes(node):
             yield section
             yield [node]
             section = []

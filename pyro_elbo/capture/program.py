@@ -184,30 +184,47 @@ class Program:
     ) -> list[Outcome] | str:
         """Take the steps where eager agrees; else why it does not, and nothing moves."""
         copies = [(tensor, tensor.clone()) for tensor in (*flat.vectors, *self._buffers)]
-        found = self._eagerly(arguments)
+        found, state = self._eagerly(arguments)
         self._surroundings.renew()
+        own = self._state_after_one() if self.size > 1 else None
         outcomes = self.take(arguments, flat, weights)
-        outcome = outcomes[0]
-        if not outcome.is_finite or (not isinstance(found, str) and outcome.agrees(*found)):
+        outcome, own = outcomes[0], torch.get_rng_state() if own is None else own
+        is_drawn = isinstance(found, str) or torch.equal(own, state)
+        agrees = not isinstance(found, str) and outcome.agrees(*found)
+        if is_drawn and (agrees or not outcome.is_finite):
             return outcomes
         put_back(copies)
         if isinstance(found, str):
             return found
+        if not is_drawn:
+            return (
+                "the program leaves the random number generator elsewhere than its draws do: it "
+                "puts it back after some of them"
+            )
         return (
             f"the captured step has the objective {-outcome.loss:.6g}, and the program has "
             f"{float(found[0]):.6g}, or they differ in a term: it hangs on something that changed "
             "unseen (a value in a branch, an attribute of an object); pass it as a tensor"
         )
 
-    def _eagerly(self, arguments: Arguments) -> tuple[Tensor, Sequence[Tensor]] | str:
-        """What the program itself gives; or why it is another program by now."""
+    def _state_after_one(self) -> Tensor:
+        """Where the generator is after the draws of one step."""
+        with torch.random.fork_rng():
+            self._noise.draw(1)
+            return torch.get_rng_state()
+
+    def _eagerly(
+        self, arguments: Arguments
+    ) -> tuple[tuple[Tensor, Sequence[Tensor]] | str, Tensor]:
+        """What the program itself gives, or why it is another program by now; and the generator."""
         layout = self.captured.layout
-        try:
-            with nothing_moved(self._evaluation.surroundings), torch.no_grad():
+        with nothing_moved(self._evaluation.surroundings), torch.no_grad():
+            try:
                 objective, terms = self._evaluation.value(arguments)
-                return objective, () if layout is None else layout.tensors(terms)
-        except Exception as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
+                found = objective, () if layout is None else layout.tensors(terms)
+            except Exception as error:
+                return f"{type(error).__name__}: {_first_line(error)}", torch.get_rng_state()
+            return found, torch.get_rng_state()
 
     def _inputs(self, arguments: Arguments, flat: FlatParameters) -> list[Tensor]:
         return [
