@@ -111,6 +111,12 @@ def test_numbers_of_two_dtypes_are_left_alone():
     graph, new = both(mixed, FLAT.float(), FLAT[:4])
     assert count(new, ATEN.mul.Tensor) == count(graph, ATEN.mul.Tensor) == 4
 
+    def compared(x, y):
+        pairs = zip(x.split(1), y.split(1), strict=True)
+        return [row == part.reshape(()) for row, part in pairs]  # equal as rounded numbers
+
+    both(compared, FLAT.float(), FLAT + 1e-10)
+
 
 def test_what_is_read_before_a_change_is_what_was_there():
     def changing(x):
@@ -180,6 +186,13 @@ def drawn_like_transposed(x):
     return [torch.randn_like(value) for value in found]
 
 
+def picked_before_and_after(x):
+    parts, order = [part.reshape(()) for part in x.split(1)], [7, 0, 3, 10, 1, 5, 2, 11]
+    before = [parts[i].exp() for i in order]
+    x.mul_(2.0)
+    return before + [parts[i].exp() for i in order]
+
+
 def negated_by_a_view(x):
     return [torch.complex(x, x).conj().imag]
 
@@ -191,7 +204,7 @@ def rows_of_a_transposed_input(x):
 
 
 MEMORY = [changed_after, written_through_a_transposed_view, read_before_and_after_transposed]
-MEMORY += [drawn_like_transposed, negated_by_a_view]
+MEMORY += [drawn_like_transposed, negated_by_a_view, picked_before_and_after]
 
 
 @pytest.mark.parametrize("function", MEMORY, ids=lambda function: function.__name__)
