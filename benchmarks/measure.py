@@ -33,7 +33,7 @@ ONE_THREAD = {
 }
 DIGITS = 4
 AT_A_TIME = 2
-"""The processes that run at a time where no time is taken."""
+"""The processes that run at a time where no step is timed but the first."""
 
 
 def machine() -> dict[str, Any]:
