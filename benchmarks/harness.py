@@ -11,6 +11,8 @@ __all__ = ["CHUNK", "Quartiles", "interleave", "quartiles", "ratios"]
 
 CHUNK = 0.04
 MOST_CALLS = 5_000
+TRIES = 3
+UNTIMED = 4
 
 Timer = Callable[[int], float]
 """The seconds that so many calls take."""
@@ -25,12 +27,23 @@ class Quartiles(NamedTuple):
 
 
 def calls_of(timer: Timer, chunk: float) -> int:
-    """How many calls take about a chunk of seconds."""
+    """How many calls take about a chunk of seconds.
+
+    By the quickest of some tries: a first call builds, and a compiled step is now and then looked
+    at beside an eager one, which takes as long as a hundred others.
+    """
     calls = 1
     timer(calls)
-    while (seconds := timer(calls)) < chunk / 4 and calls < MOST_CALLS:
+    while (seconds := min(timer(calls) for _ in range(TRIES))) < chunk / 4 and calls < MOST_CALLS:
         calls *= 4
     return max(1, min(MOST_CALLS, round(calls * chunk / seconds)))
+
+
+def warm(timer: Timer, calls: int) -> float:
+    """The seconds of so many calls, after a quarter as many: others had the caches before."""
+    if calls >= UNTIMED:
+        timer(calls // UNTIMED)
+    return timer(calls)
 
 
 def interleave(
@@ -41,7 +54,7 @@ def interleave(
     Args:
         timers: What to time.
         num_rounds: How many rounds.
-        chunk: About how many seconds each has in a round.
+        chunk: About how many seconds each has in a round, after a quarter of it untimed.
 
     Returns:
         The seconds of a call in each round, and what broke, each by name.
@@ -66,7 +79,7 @@ def interleave(
         for name in [*names[turn:], *names[:turn]]:
             if name in broken:
                 continue
-            seconds = attempt(name, partial(timers[name], calls[name]))
+            seconds = attempt(name, partial(warm, timers[name], calls[name]))
             if seconds is not None:
                 times[name].append(seconds / calls[name])
     return {name: own for name, own in times.items() if name not in broken}, broken

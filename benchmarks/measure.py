@@ -30,6 +30,7 @@ PACKAGES = ("pyro-elbo", "torch", "pyro-ppl", "numpyro", "jax", "pymc", "pytenso
 ONE_THREAD = {
     **dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "NPROC": "1",  # XLA heeds this, and not always its flags
 }
 DIGITS = 4
 AT_A_TIME = 2

@@ -16,10 +16,12 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from benchmarks.goals import GOALS, Row
 from benchmarks.harness import interleave, quartiles, ratios
+from benchmarks.measure import environment_of
 from benchmarks.results import BREAKS, Results
 from benchmarks.table import limit, page, shown
 from benchmarks.tasks import TASKS
-from benchmarks.variants import LABELS, VARIANTS
+from benchmarks.variants import LABELS, VARIANTS, Cell
+from benchmarks.worker import Worker
 from benchmarks.workloads import SIZED
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +85,34 @@ def test_rounds_are_interleaved_and_rotated_and_what_breaks_is_left_out():
     times, broken = interleave({name: timer(name) for name in "abc"}, num_rounds=3)
     assert broken == {"c": "ValueError: no"}
     assert times == {"a": [0.04] * 3, "b": [0.04] * 3}
-    assert "".join(seen) == "aabbc" + "ab" + "ba" + "ab"
+    assert "".join(seen) == "aaaabbbbc" + "ab" + "ba" + "ab"
+
+
+def test_a_visit_is_as_long_as_its_steps_are_and_begins_untimed():
+    taken = []
+
+    def timer(calls):
+        before = sum(taken)
+        taken.append(calls)
+        eager = sum(number & (number - 1) == 0 for number in range(before + 1, sum(taken) + 1))
+        return 1e-4 * calls + 1e-2 * eager
+
+    times, _ = interleave({"compiled": timer}, num_rounds=2, chunk=0.04)
+    assert taken[-4:] == [100, 400, 100, 400]
+    assert times["compiled"][0] == pytest.approx(1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot tell")
+def test_all_threads_of_a_process_that_is_timed_share_a_core(tmp_path):
+    environment = environment_of(tmp_path)
+    worker = Worker(Cell("eight_schools", "by_hand"), environment)
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{worker.process.pid}/task")]
+        cores = {core for thread in threads for core in os.sched_getaffinity(thread)}
+        assert len(cores) == 1
+        assert worker.time(2) > 0
+    finally:
+        worker.kill()
 
 
 def test_a_ratio_is_of_the_rounds_and_passes_on_its_lower_quartile():

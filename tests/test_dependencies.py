@@ -104,7 +104,7 @@ CASES = {
 
 
 @pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
-@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("vectorized", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", CASES)
 def test_closed_where_no_parent_depends_on_the_site(name, vectorized):
     model, guide, how = CASES[name]

@@ -40,7 +40,7 @@ PROBLEMS = {
     "GaussianMixture-sequential": partial(GaussianMixture, enumerate="sequential"),
 }
 TERMS = ["reconstruction", "expected_log_prior", "entropy", "kl", "expected_log_joint", "elbo"]
-BETAS = [0.0, 0.5, 1.0, 4.0]
+BETAS = [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0, 4.0]
 
 
 @pytest.fixture(params=PROBLEMS)
@@ -186,7 +186,7 @@ def test_law_7_at_beta_0_the_prior_gets_no_gradient(loss_class, particles):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("beta", [1.0, 4.0])
+@pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 4.0])
 def test_law_8_subsampling_is_unbiased(loss_class, name, particles, beta):
     problem = PROBLEMS[name](subsample_size=2)
     assert_unbiased(loss_class(beta=beta, **particles), problem, beta, count=300)
