@@ -28,6 +28,8 @@ one's leave out what the run's first compilation builds for all. In P8 a process
 for itself, and its compiler's cache is empty. NumPyro is left out of `scalar_sites`, whose 100
 sites take it minutes to compile.
 """
+STEPS_FIGURE = "\n![ms per step: each workload, each variant](../_static/step_times.svg)\n"
+GROWTH_FIGURE = "\n![ms per step as the workloads grow](../_static/step_growth.svg)\n"
 QUICK = "\n\n**A quick run: too few rounds to conclude from.**"
 SHOWN = (
     *("trace", "gap", "kl", "compiled", "compiled_10", "by_hand", "by_hand_compiled"),
@@ -130,7 +132,8 @@ def page(results: Results) -> str:
         note=QUICK if about["quick"] else "",
     )
     parts = [head, *(goal_table(goal, results) for goal in GOALS)]
-    parts.append(by_workload("µs per step", results, "microseconds"))
+    parts += [by_workload("µs per step", results, "microseconds"), STEPS_FIGURE]
     parts.append(by_workload("Seconds to the first step", results, "first_seconds"))
     parts.append(by_workload("Peak memory of the process, MB", results, "peak_mb"))
-    return "".join([*parts, *growth_tables(results), errors(results)])
+    grown = list(growth_tables(results))
+    return "".join([*parts, *grown, GROWTH_FIGURE if grown else "", errors(results)])

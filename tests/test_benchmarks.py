@@ -178,3 +178,6 @@ def test_the_kept_table_is_that_of_the_kept_results():
     kept = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text())
     table = (ROOT / "docs" / "benchmarks" / "table.md").read_text()
     assert table == page(Results(kept["about"], kept["tasks"]))
+    for figure in ("step_times.svg", "step_growth.svg"):
+        assert f"](../_static/{figure})" in table
+        assert (ROOT / "docs" / "_static" / figure).exists()
