@@ -54,7 +54,7 @@ def interleave(
     Args:
         timers: What to time.
         num_rounds: How many rounds.
-        chunk: About how many seconds each has in a round, after a quarter of it untimed.
+        chunk: About how many seconds each has in a round, after a quarter of its calls untimed.
 
     Returns:
         The seconds of a call in each round, and what broke, each by name.

@@ -20,9 +20,10 @@ Regenerate with `make bench`; the numbers behind the tables are in `docs/benchma
 {date}, {processor}, {cores} cores, one thread for each process; {versions}.{note}
 
 Each variant runs in a process of its own, and the processes take turns: a round is about 40 ms of
-each, in rotated order, after 10 ms that are not timed. All share one core, as JAX takes two where
-it finds them, whatever it is told. A ratio is that of a round's two times; the table has its median
-and quartiles over the rounds. It passes where its lower quartile does. "–": not measured.
+each, or a step, in rotated order, after 10 ms that are not timed where a step is shorter than that.
+All share one core, as JAX takes two where it finds them, whatever it is told. A ratio is that of a
+round's two times; the table has its median and quartiles over the rounds. It passes where its lower
+quartile does. "–": not measured.
 Seconds to a first step leave imports out, and two processes take theirs at a time; a compiled
 one's leave out what the run's first compilation builds for all. In P8 a process has the machine
 for itself, and its compiler's cache is empty. NumPyro is left out of `scalar_sites`, whose 100
