@@ -24,10 +24,10 @@ each, or a step, in rotated order, after 10 ms that are not timed where a step i
 All share one core, as JAX takes two where it finds them, whatever it is told. A ratio is that of a
 round's two times; the table has its median and quartiles over the rounds. It passes where its lower
 quartile does. "–": not measured.
-Seconds to a first step leave imports out, and two processes take theirs at a time; a compiled
-one's leave out what the run's first compilation builds for all. In P8 a process has the machine
-for itself, and its compiler's cache is empty. NumPyro is left out of `scalar_sites`, whose 100
-sites take it minutes to compile.
+Seconds to a first step leave imports out, that of torch's compiler among them, and two processes
+take theirs at a time; a compiled one's leave out what the run's first compilation builds for all.
+In P8 a process has the machine for itself, and its compiler's cache is empty. NumPyro is left out
+of `scalar_sites`, whose 100 sites take it minutes to compile.
 """
 STEPS_FIGURE = "\n![ms per step: each workload, each variant](../_static/step_times.svg)\n"
 GROWTH_FIGURE = "\n![ms per step as the workloads grow](../_static/step_growth.svg)\n"

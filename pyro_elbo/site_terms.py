@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from math import prod
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["PARTICLES", "Atom", "SiteTerms", "Sites"]
+__all__ = ["PARTICLES", "Atom", "SiteTerms", "Sites", "sum_of"]
 
 PARTICLES = "num_particles_vectorized"
 
@@ -63,6 +64,13 @@ class Atom(NamedTuple):
         value = value.sum(summed) if summed else value
         value = value.permute([sorted(kept).index(dim) for dim in kept])
         return value if PARTICLES in frames else value.unsqueeze(0)
+
+
+def sum_of(values: Sequence[Tensor], zero: Tensor) -> Tensor:
+    """The sum of zero and some tensors; zero is left out where it has no say in the dtype."""
+    if values and values[0].dtype == zero.dtype:
+        return reduce(add, values)
+    return sum(values, start=zero)
 
 
 def subsampling(frame: Any) -> float:
@@ -201,7 +209,7 @@ class SiteTerms:
         if part == "weighted_kl":
             return self._zero if self._is_dropped else self._weigh(self.total("kl"))
         atoms = [atom for parts in self.particles for atom in parts.get(part, ())]
-        return sum((atom.total for atom in atoms), start=self._zero) / len(self.particles)
+        return sum_of([atom.total for atom in atoms], self._zero) / len(self.particles)
 
     @cached_property
     def _totals(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .importance import importance_bound, why_no_bound
-from .site_terms import SiteTerms
+from .site_terms import SiteTerms, sum_of
 from .tables import terms_table
 from .views import EvidenceGap, JointEntropy, PlateTerms, ReconstructionKL, Totals
 
@@ -253,7 +253,7 @@ class ELBOTerms(Totals):
 
     def _total(self, part: str, sites: Iterable[SiteTerms] | None = None) -> Tensor:
         chosen = self.sites.values() if sites is None else sites
-        return sum((site.total(part) for site in chosen), start=self.objective.new_zeros(()))
+        return sum_of([site.total(part) for site in chosen], self.objective.new_zeros(()))
 
     def _per_particle(self, part: str) -> Tensor:
         zero = self.objective.new_zeros(self.num_particles)

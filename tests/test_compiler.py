@@ -12,10 +12,13 @@ pytestmark = pytest.mark.skipif(not private.has_compiler(), reason="there is no 
 X = torch.linspace(-1.0, 1.0, 7)
 
 
-def compiled(number):
+LARGE = torch.linspace(-1.0, 1.0, 700)
+
+
+def compiled(number, x=X):
     """A graph that no cache has yet."""
-    graph = private.trace_operations(lambda x: [(x * number).sin() + x], X)
-    return private.compile_graph(graph, [X.clone()])
+    graph = private.trace_operations(lambda x: [(x * number).sin() + x], x)
+    return private.compile_graph(graph, [x.clone()])
 
 
 @pytest.fixture
@@ -38,6 +41,25 @@ def test_the_headers_that_are_read_meanwhile_are_those_of_the_kernels(asked):
     assert torch.allclose(found, (X * 1.25).sin() + X)
     assert 1 <= len(asked) <= 2
     assert len(set(asked)) == 1
+
+
+def test_headers_are_read_before_there_is_a_graph_where_it_is_clear_which(asked):
+    private.read_headers([X])
+    for thread in reader_threads():
+        thread.join()
+    assert not asked
+    private.read_headers([X, LARGE])
+    for thread in reader_threads():
+        thread.join()
+    assert len(asked) == 1
+    (found,) = compiled(1.375, LARGE)(LARGE)
+    assert torch.allclose(found, (LARGE * 1.375).sin() + LARGE)
+    assert len(asked) > 1
+    assert len(set(asked)) == 1
+
+
+def reader_threads():
+    return [thread for thread in threading.enumerate() if thread.name == private.READER]
 
 
 def test_without_openssl_no_header_is_precompiled(asked, monkeypatch):

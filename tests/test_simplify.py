@@ -9,8 +9,9 @@ import torch
 from pyro import poutine
 
 from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO
-from pyro_elbo.capture.private import is_random, trace_operations
+from pyro_elbo.capture.private import trace_operations
 from pyro_elbo.capture.simplify import simplify
+from pyro_elbo.capture.tags import is_random
 
 X = torch.tensor([0.3, -1.2, torch.inf, torch.nan, -0.0], dtype=torch.double)
 

@@ -48,11 +48,18 @@ LABELS: Mapping[str, str] = {
 """What tables and figures call them."""
 
 
+COMPILED = {"compiled", "compiled_bare", "compiled_10", "by_hand_compiled", "by_hand_whole"}
+"""Those that torch compiles."""
+
+
 def maker(variant: str) -> Callable[[Cell], Stepper]:
-    """What makes a variant's stepper.
+    """What makes a variant's stepper, all that it imports being there.
 
     Raises:
         ImportError: Its library is not installed.
     """
+    for name in ("torch._inductor.compile_fx", "torch.utils.cpp_extension"):
+        if variant in COMPILED:
+            import_module(name)
     module, name = VARIANTS[variant].split(":")
     return getattr(import_module(f".{module}", __name__), name)

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from .library import library_path, load_or_build
 from .merging import merged
-from .private import compile_graph, has_compiler
+from .private import compile_graph, has_compiler, read_headers
 
 __all__ = ["Compilation", "Compiler"]
 
@@ -51,6 +51,15 @@ class Compiler:
             )
         is_there = library is not None and library.exists()
         return "" if is_there or has_compiler() else "there is no C++ compiler"
+
+    def prepare(self, inputs: Sequence[Tensor]) -> None:
+        """Begin what takes long whatever the graph is, before it is there.
+
+        Args:
+            inputs: Some of its inputs.
+        """
+        if self.folder is None and not self.background and has_compiler():
+            read_headers(inputs)
 
 
 class Compilation:

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from .aliases import Changes, writes
-from .private import is_random
 from .shapes import is_plain, values_of
+from .tags import is_random
 
 __all__ = ["SUMS", "Kinds"]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .private import is_random
+from .tags import is_random
 
 __all__ = ["Noise", "take_noise_out"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from .aliases import Changes
-from .private import is_random
+from .tags import is_random
 
 __all__ = ["Reading", "leave_out_what_follows"]
 

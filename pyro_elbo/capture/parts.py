@@ -94,7 +94,9 @@ class Pool:
     def shaped(self, vector: fx.Node, shape: Sequence[int]) -> fx.Node:
         """A vector's entries in a shape."""
         node, own = self._whole.get(vector, (vector, None))
-        return node if own == shape else self._call(_ATEN.reshape.default, vector, list(shape))
+        if own == shape:
+            return node
+        return vector if len(shape) == 1 else self._call(_ATEN.reshape.default, vector, list(shape))
 
     def tensor(self, part: Part, shape: Sequence[int]) -> fx.Node:
         """A part, shaped."""

@@ -32,10 +32,9 @@ from .tape import Tape, Taped
 __all__ = [
     "build_library",
     "compile_graph",
-    "has_a_shape_of_values",
     "has_compiler",
-    "is_random",
     "load_library",
+    "read_headers",
     "trace_operations",
 ]
 
@@ -51,6 +50,7 @@ _CONFIG = {
 _SCALAR = {"cpp.simdlen": 1}  # half of the code: no step of few numbers is longer for it
 _HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _COMPILING = Lock()
+READER = "pyro_elbo-headers"
 _SMALL, _LOOPED, _LARGE = 2**10, 2**9, 2**15
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
@@ -154,23 +154,57 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
     return Tape(calls, sum(tensor.nbytes for tensor in made), outputs)
 
 
-@contextmanager
-def _headers_read_once() -> Iterator[None]:
-    """Have the C++ compiler read torch's headers, most of its work, while Python makes the code."""
-    from torch._inductor import codecache, config
+def read_headers(inputs: Sequence[Tensor]) -> None:
+    """Have the C++ compiler read torch's headers, most of its work, for a graph to be compiled.
 
-    def begin() -> None:
-        with suppress(Exception):  # whoever compiles a kernel meets it too, and says so
-            bindings = codecache.CppPythonBindingsCodeCache
-            bindings.load_pybinding_async(["float*"], _HEADERS, submit_fn=lambda job: None)
+    Args:
+        inputs: Some of its inputs. Where all are small, it is not clear yet with which options it
+            will be compiled, and nothing is read.
+    """
+    if max((tensor.numel() for tensor in inputs), default=0) > _LOOPED:
+        _for_this_processor(inputs, _begun)
+
+
+def _begun() -> None:
+    from torch._inductor import config
+
+    with config.patch(_CONFIG):
+        _begin_to_read()
+
+
+def _begin_to_read() -> None:
+    """Begin, in a thread, to precompile the headers of kernels."""
+    from torch._inductor import codecache
+
+    read = codecache._precompile_header
+
+    def begin(*args: Any, **kwargs: Any) -> str:
+        def job() -> None:
+            with suppress(Exception):  # whoever compiles a kernel meets it too, and says so
+                read(*args, **kwargs)
+
+        run = copy_context().run
+        Thread(target=run, args=(job,), name=READER, daemon=True).start()
+        return ""
 
     if which("openssl") is None:  # torch takes their checksum with it
+        return
+    bindings = codecache.CppPythonBindingsCodeCache
+    with suppress(Exception), patch.object(codecache, "_precompile_header", begin):
+        bindings.load_pybinding_async(["float*"], _HEADERS, submit_fn=lambda job: None)
+
+
+@contextmanager
+def _headers_read_once() -> Iterator[None]:
+    """Have the headers read while Python makes the code, and only once for all kernels."""
+    from torch._inductor import codecache, config
+
+    if which("openssl") is None:
         with config.patch({"cpp_cache_precompile_headers": False}):
             yield
         return
-    once = cache(codecache._precompile_header)
-    with patch.object(codecache, "_precompile_header", once):
-        Thread(target=copy_context().run, args=(begin,)).start()
+    with patch.object(codecache, "_precompile_header", cache(codecache._precompile_header)):
+        _begin_to_read()
         yield
 
 
@@ -286,14 +320,3 @@ def has_compiler() -> bool:
     except InvalidCxxCompiler:
         return False
     return True
-
-
-def has_a_shape_of_values(node: fx.Node) -> bool:
-    """Whether the shape of what an operation gives depends on values."""
-    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether an operation draws from a generator."""
-    tags = getattr(node.target, "tags", ())
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags

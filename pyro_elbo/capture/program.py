@@ -99,6 +99,8 @@ class Program:
     ) -> None:
         start = perf_counter()
         arguments = evaluation.arguments
+        if compiler is not None:
+            compiler.prepare([*flat.vectors, *arguments.tensors])
         self.captured = capture(evaluation)
         self.why_single = self._why_single(evaluation, flat) if num_steps > 1 else ""
         self.size = 1 if self.why_single else num_steps

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from .private import has_a_shape_of_values, is_random
+from .tags import has_a_shape_of_values, is_random
 
 __all__ = ["NoValuesRead", "check_loss", "check_operations", "hold_to_counts"]
 

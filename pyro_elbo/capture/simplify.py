@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .aliases import Changes
-from .private import is_random
+from .tags import is_random
 
 __all__ = ["simplify"]
 
