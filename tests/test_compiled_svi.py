@@ -18,6 +18,7 @@ from torch import nn
 from pyro_elbo import NonFiniteError, TraceGap_ELBO, TraceKL_ELBO, fit, schedules
 from pyro_elbo.capture import compilation, private
 from pyro_elbo.capture.flat import FlatParameters
+from pyro_elbo.capture.tags import is_random
 from pyro_elbo.steppers.compiled import CompiledSVI
 from pyro_elbo.training import Checkpoint
 
@@ -455,7 +456,7 @@ def test_the_private_parts_of_torch_do_what_is_asked_of_them():
     graph = private.trace_operations(function, x)
     attributes = [node for node in graph.graph.nodes if node.op == "get_attr"]
     assert any(getattr(graph, node.target) is kept for node in attributes)
-    assert sum(map(private.is_random, graph.graph.nodes)) == 1
+    assert sum(map(is_random, graph.graph.nodes)) == 1
     assert torch.equal(graph(x)[0], 2 * x * kept)
 
 

@@ -198,6 +198,20 @@ def test_hooks_on_gradients_run(before):
     assert_as_svi(case, says="a hook looks at the gradient of parameter 'loc'")
 
 
+def test_a_hook_on_gradients_after_one_that_was_removed():
+    def case(make):
+        svi, seen = make(model, guide, Adam({"lr": 0.05}), TraceKL_ELBO()), []
+        yield svi.step(X)
+        leaf("loc").register_hook(lambda grad: grad).remove()
+        yield from (svi.step(X) for _ in range(5))
+        leaf("loc").register_hook(lambda grad: seen.append(grad.sum()) or grad * 0.5)
+        yield from (svi.step(X) for _ in range(6))
+        yield from seen
+        assert len(seen) == 6
+
+    assert_as_svi(case, says="a hook looks at the gradient of parameter 'loc'")
+
+
 def test_parameters_that_share_memory():
     def tied(x):
         a, b = pyro.param("a", torch.zeros(4)), pyro.param("b", torch.zeros(4))
@@ -280,6 +294,40 @@ def test_a_global_in_a_function_inside(monkeypatch):
 
     def change(svi):
         monkeypatch.setitem(globals(), "OFFSET", torch.tensor(2.0))
+
+    assert_as_svi(changed(change, programs=programs))
+
+
+def test_an_entry_that_goes_from_one_list_to_the_next():
+    given, taken = [0, 1], [2]
+    lists = given, taken
+
+    def weighted(x):
+        model(x * (1.0 + len(lists[0])))
+
+    def change(svi):
+        taken.append(given.pop(0))
+
+    def programs():
+        given[:], taken[:] = [0, 1], [2]
+        return weighted, guide
+
+    assert_as_svi(changed(change, programs=programs))
+
+
+def test_an_entry_that_gets_another_name():
+    options = {"shift": 2.0}
+
+    def shifted(x):
+        model(x + options.get("shift", 0.0))
+
+    def change(svi):
+        options["unused"] = options.pop("shift")
+
+    def programs():
+        options.clear()
+        options["shift"] = 2.0
+        return shifted, guide
 
     assert_as_svi(changed(change, programs=programs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ __all__ = ["Arguments", "arguments_of"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _STRIDED = (torch.strided, torch.sparse_coo)
+_KIND = attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 class _Slot(NamedTuple):
@@ -35,8 +37,7 @@ class Arguments(NamedTuple):
     @property
     def key(self) -> Any:
         """What a graph depends on: all but the values in the tensors."""
-        kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in self.tensors]
-        return self.rest, kinds
+        return self.rest, [*map(_KIND, self.tensors)], [*map(Tensor.stride, self.tensors)]
 
     @property
     def callables(self) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from .library import library_path, load_or_build
 from .merging import merged
 from .private import compile_graph, has_compiler, read_headers
+from .tape import Outputs
 
 __all__ = ["Compilation", "Compiler"]
 
@@ -77,8 +78,8 @@ class Compilation:
     def __init__(
         self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler | None
     ) -> None:
-        self.run: Callable[..., Sequence[Tensor]] = torch.no_grad()(graph.forward)
-        self.unproven: Callable[..., Sequence[Tensor]] | None = None
+        self.run: Callable[..., Outputs] = torch.no_grad()(graph.forward)
+        self.unproven: Callable[..., Outputs] | None = None
         self.why_not = ""
         self._failures = 0
         self._seconds = 0.0
@@ -112,7 +113,7 @@ class Compilation:
             with torch.random.fork_rng():
                 self._compile(own, inputs)
 
-    def prove(self, proves: Callable[[Callable[..., Sequence[Tensor]]], bool]) -> None:
+    def prove(self, proves: Callable[[Callable[..., Outputs]], bool]) -> None:
         """Run what was compiled from now on where it proves right, in one of a few attempts.
 
         Args:

@@ -43,7 +43,9 @@ class FlatGroup:
         self._options = [optimizer.param_groups[0] for optimizer in self.optimizers]
         self._inputs_of = _getter(self._options[0], lambda name: name in INPUTS)
         self._static_of = _getter(self._options[0], _is_static)
+        self._values_of = _getter(self._options[0], lambda name: name != "params")
         self._static = [*map(self._static_of, self._options)]
+        self._values = [*map(self._values_of, self._options)]
 
     @property
     def key(self) -> Any:
@@ -65,11 +67,15 @@ class FlatGroup:
     @property
     def _moves_as_before(self) -> bool:
         """Whether the optimisers have the options that the group's update has."""
+        values = [*map(self._values_of, self._options)]
+        if values == self._values:
+            return True
         inputs = [*map(self._inputs_of, self._options)]
-        return (
-            inputs.count(inputs[0]) == len(inputs)
-            and [*map(self._static_of, self._options)] == self._static
-        )
+        if inputs.count(inputs[0]) < len(inputs):
+            return False
+        is_same = [*map(self._static_of, self._options)] == self._static
+        self._values = values if is_same else self._values
+        return is_same
 
     @property
     def num_steps(self) -> int:
@@ -97,8 +103,10 @@ class FlatGroup:
         """Count a step in the books of the optimisers."""
         if self.update is None:
             return
-        if self._steps is not None:
+        if isinstance(self._steps, Tensor):
             self._steps += 1
+        elif self._steps is not None:
+            self._steps.fill(self._steps[0] + 1)
         if self.update.counts:
             for options, optimizer, parameter in zip(
                 self._options, self.optimizers, self.parameters, strict=True
@@ -120,7 +128,7 @@ class FlatGroup:
         return vector
 
     def _adopted_steps(self) -> Any:
-        """The optimisers' own counts, where those are tensors, which ``+=`` moves."""
+        """The optimisers' own counts, all one number, where those are tensors."""
         steps: list[Any] = self._states_of("step") if self.update is not None else [None]
         if not isinstance(steps[0], Tensor):
             return None

@@ -12,9 +12,9 @@ from torch import Tensor
 
 __all__ = ["Watch"]
 
-_SHAPE, _GRAD, _NEEDS_GRAD = attrgetter("shape"), attrgetter("grad"), attrgetter("requires_grad")
-_VERSION = attrgetter("_version")
-_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
+_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+_HOOKS = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
+_KIND = attrgetter("requires_grad", "shape")
 
 
 class Watch:
@@ -27,11 +27,9 @@ class Watch:
 
     def __init__(self, asked: Mapping[str, Tensor], moved: Sequence[Tensor]) -> None:
         self._names, self._asked, self._moved = list(asked), list(asked.values()), list(moved)
-        own = {id(parameter) for parameter in moved}
-        self._others = [parameter for parameter in self._asked if id(parameter) not in own]
         self._in_store = self._stored()
-        self._needs_grad = [*map(_NEEDS_GRAD, self._asked)]
-        self._shapes, self._strides = [*map(_SHAPE, self._asked)], self._strides_now()
+        self._kinds, self._strides = [*map(_KIND, self._asked)], [*map(Tensor.stride, self._asked)]
+        self._no_hooks = [(None, None)] * len(self._moved)
         self.remember_gradients()
 
     @staticmethod
@@ -46,22 +44,21 @@ class Watch:
             if start < end:
                 raise ValueError(f"parameters {name!r} and {other!r} share memory")
         for name, parameter in parameters.items():
-            if any(hooks(parameter) for hooks in _HOOKS):
+            if any(_HOOKS(parameter)):
                 raise ValueError(f"a hook looks at the gradient of parameter {name!r}")
 
     @property
     def key(self) -> Any:
         """What a graph depends on: which tensors there are, and which of them have gradients."""
         ids = map(id, self._asked)
-        return tuple(zip(self._names, ids, self._needs_grad, self._shapes, strict=True))
+        return tuple(zip(self._names, ids, self._kinds, strict=True))
 
     @property
     def are_same(self) -> bool:
         """Whether the store has the same tensors, of the same shapes, with gradients or not."""
         return (
             all(map(is_, self._stored(), self._in_store))
-            and [*map(_NEEDS_GRAD, self._asked)] == self._needs_grad
-            and [*map(_SHAPE, self._asked)] == self._shapes
+            and [*map(_KIND, self._asked)] == self._kinds
         )
 
     @property
@@ -69,10 +66,14 @@ class Watch:
         """Whether nothing but their values has changed."""
         return (
             self.are_same
-            and all(map(Tensor.is_contiguous, self._moved))
-            and self._strides_now() == self._strides
-            and not any(any(map(hooks, self._moved)) for hooks in _HOOKS)
+            and [*map(Tensor.stride, self._asked)] == self._strides
+            and not self._have_hooks
         )
+
+    @property
+    def _have_hooks(self) -> bool:
+        hooks = [*map(_HOOKS, self._moved)]
+        return hooks != self._no_hooks and any(map(any, hooks))
 
     @property
     def has_gradients(self) -> bool:
@@ -93,6 +94,3 @@ class Watch:
 
     def _stored(self) -> list[Any]:
         return [*map(pyro.get_param_store()._params.get, self._names)]
-
-    def _strides_now(self) -> list[Any]:
-        return [*map(Tensor.stride, self._others)]

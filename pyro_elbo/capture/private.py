@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .shapes import largest
-from .tape import Tape, Taped
+from .tape import Outputs, Tape, Taped
 
 __all__ = [
     "build_library",
@@ -38,7 +38,7 @@ __all__ = [
     "trace_operations",
 ]
 
-Compiled = Callable[..., Sequence[Tensor]]
+Compiled = Callable[..., Outputs]
 
 _CONFIG = {
     "fallback_random": True,  # the same random numbers as in eager
@@ -151,7 +151,7 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
     }
     with patch.dict(call.__globals__, stand_ins):
         outputs = call([*constants, *inputs])
-    return Tape(calls, sum(tensor.nbytes for tensor in made), outputs)
+    return Tape(calls, sum(t.nbytes for t in made), [output.numpy() for output in outputs])
 
 
 def read_headers(inputs: Sequence[Tensor]) -> None:
@@ -225,7 +225,7 @@ def _built(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
             aoti_compile_and_package(program, package_path=str(path))
 
 
-def load_library(path: Path) -> Compiled:
+def load_library(path: Path) -> Callable[..., Sequence[Tensor]]:
     """What :func:`build_library` made."""
     from torch._inductor import aoti_load_package
 

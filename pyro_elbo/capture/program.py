@@ -20,6 +20,7 @@ from .evaluation import Evaluation, capture, nothing_moved, put_back
 from .flat import FlatParameters
 from .proof import proves
 from .step import step_graph
+from .tape import Outputs
 
 __all__ = ["Outcome", "Program"]
 
@@ -38,12 +39,9 @@ class Outcome:
         weights: The weights by name.
     """
 
-    def __init__(
-        self, outputs: Sequence[Tensor], program: Program, weights: Mapping[str, float]
-    ) -> None:
-        self._outputs, self._program, self._weights = outputs, program, weights
-        self.first = outputs[program.step.num_gradients]
-        objective, is_finite = self.first[:2].tolist()
+    def __init__(self, outputs: Outputs, program: Program, weights: Mapping[str, float]) -> None:
+        self._given, self._program, self._weights = outputs, program, weights
+        objective, is_finite = outputs[program.step.num_gradients][:2].tolist()
         self.loss, self.is_finite = -objective, is_finite == 1.0
 
     @property
@@ -51,9 +49,17 @@ class Outcome:
         """The gradients of the groups that are moved outside of the graph."""
         return self._outputs[: self._program.step.num_gradients]
 
+    @property
+    def _outputs(self) -> list[Tensor]:
+        return [*map(torch.as_tensor, self._given)]
+
+    @property
+    def _first(self) -> Tensor:
+        return self._outputs[self._program.step.num_gradients]
+
     def agrees(self, objective: Tensor, tensors: Sequence[Tensor]) -> bool:
         """Whether an objective, and tensors of terms, are those of the step, up to rounding."""
-        vector = self.first.abs()
+        vector = self._first.abs()
         size = float(vector[0] + vector[2:].sum())
         rounding = torch.finfo(vector.dtype).eps
         if abs(float(objective) + self.loss) > rounding**0.5 * size:
@@ -66,7 +72,7 @@ class Outcome:
         """The terms."""
         assert self._program.captured.layout is not None
         tensors = self._program.step.tensors(self._outputs)
-        return self._program.captured.layout.terms(self.first[0], tensors, self._weights)
+        return self._program.captured.layout.terms(self._first[0], tensors, self._weights)
 
     def summary(self) -> Summary | None:
         """The totals of the terms."""
@@ -107,6 +113,7 @@ class Program:
         self.step = step_graph(self.captured, flat, arguments.tensors, self.size)
         self._noise = self.captured.noise.repeated(self.size)
         self._key, self._flat_key = arguments.key, flat.key
+        self._names = [self.captured.weights] * self.size
         self._surroundings = evaluation.surroundings
         self._forms = self._forms_now()
         self._evaluation, self._buffers = evaluation, evaluation.buffers
@@ -125,7 +132,7 @@ class Program:
         return (
             self.size <= len(weights)
             and self._key == arguments.key
-            and all(self.captured.weights == list(named) for named in weights[: self.size])
+            and [*map(list, weights[: self.size])] == self._names
             and self._flat_key == flat.key
             and self._surroundings.hold
             and self._forms_now() == self._forms

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from .flat import FlatParameters
 from .step import StepGraph
+from .tape import Outputs
 
 __all__ = ["proves"]
 
 RELATIVE = 10.0
 
-Run = Callable[..., Sequence[Tensor]]
+Run = Callable[..., Outputs]
 Families = Mapping[str, Sequence[Tensor]]
 """Tensors by what they are: terms, gradients, states of one name."""
 
@@ -42,8 +43,7 @@ def _families(
 ) -> dict[str, list[Tensor]]:
     own = [tensor.clone() for tensor in inputs]
     with torch.random.fork_rng(), torch.no_grad():
-        outputs = run(*own)
-    steps = step.steps(outputs)
+        steps = [[*map(torch.as_tensor, given)] for given in step.steps(run(*own))]
     vectors = iter(own[1 : 1 + len(flat.vectors)])
     families = {
         "objectives": [one[step.num_gradients][:1] for one in steps],
@@ -51,7 +51,7 @@ def _families(
         "totals": [tensor for one in steps for tensor in step.tensors(one)[-1:]],
         "buffers": own[1 + len(flat.vectors) :],
     }
-    outside = iter(outputs[: step.num_gradients])
+    outside = iter(steps[0][: step.num_gradients])
     for number, group in enumerate(flat.groups):
         move = next(vectors) - group.value
         states = {name: next(vectors) for name in group.state}

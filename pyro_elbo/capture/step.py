@@ -12,6 +12,7 @@ from .evaluation import Captured
 from .flat import FlatGroup, FlatParameters
 from .outputs import Reading
 from .private import trace_operations
+from .tape import Outputs
 
 __all__ = ["StepGraph", "step_graph"]
 
@@ -50,11 +51,11 @@ class StepGraph(NamedTuple):
     readings: Sequence[Reading]
     num_steps: int
 
-    def steps(self, outputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    def steps(self, outputs: Outputs) -> list[Outputs]:
         """The outputs of each step."""
         if self.num_steps == 1:
             return [outputs]
-        rows = [vector.view(self.num_steps, -1) for vector in outputs]
+        rows = [torch.as_tensor(vector).view(self.num_steps, -1) for vector in outputs]
         return [[row[step] for row in rows] for step in range(self.num_steps)]
 
     def tensors(self, outputs: Sequence[Tensor]) -> list[Tensor]:

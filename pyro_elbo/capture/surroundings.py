@@ -20,6 +20,7 @@ __all__ = ["Surroundings"]
 
 _LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "contextlib"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_END = (object(),)
 MOST = 50_000
 
 _Book = Callable[[], Iterable[Any]]
@@ -45,17 +46,20 @@ class Surroundings:
     def __init__(self, held: _Book) -> None:
         self._books: list[_Book] = []
         self._values: list[list[Any]] = []
+        self._sized: list[Any] = []
+        self._sizes: list[int] = []
         self._empty: list[dict[Any, Any]] = []
         self.modules: list[nn.Module] = []
         self.generators: list[torch.Generator] = []
         self._tensors: list[Tensor] = []
+        self._of_modules: set[int] = set()
         self._seen: dict[int, Any] = {}
         self._visit(self._noted(held))
         found = {id(p): p for module in self.modules for p in module._parameters.values()}
         parameters = [parameter for parameter in found.values() if parameter is not None]
         self._noted(partial(map, attrgetter("requires_grad"), parameters))
         self._noted(_modes)
-        self._all = list(chain.from_iterable(self._values))
+        self._keep(self._values)
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -74,19 +78,23 @@ class Surroundings:
         """Whether everything is as it was."""
         if any(self._empty):
             return False
-        now = list(chain.from_iterable(map(call, self._books)))
-        if len(now) == len(self._all) and all(map(is_, now, self._all)):
+        now = chain.from_iterable(map(call, self._books))
+        are_as_long = [*map(len, self._sized)] == self._sizes
+        if are_as_long and all(map(is_, chain(now, _END), self._all)):
             return True
         found = [list(book()) for book in self._books]
         if not all(map(_are_alike, found, self._values)):
             return False
-        self._values, self._all = found, now
+        self._keep(found)
         return True
 
     def renew(self) -> None:
         """Take what the program changed of them, as it was run, for what they are."""
-        self._values = [list(book()) for book in self._books]
-        self._all = list(chain.from_iterable(self._values))
+        self._keep([list(book()) for book in self._books])
+
+    def _keep(self, values: list[list[Any]]) -> None:
+        self._values, self._all = values, [*chain.from_iterable(values), *_END]
+        self._sizes = [*map(len, self._sized)]
 
     def _visit(self, things: Iterable[Any]) -> None:
         left = list(things)
@@ -109,6 +117,7 @@ class Surroundings:
             self.generators.append(thing)
         elif isinstance(thing, nn.Module):
             self.modules.append(thing)
+            self._of_modules |= set(map(id, vars(thing).values()))
             yield from self._of_object(thing)
         elif isinstance(thing, MethodType):
             yield from (thing.__self__, thing.__func__)
@@ -121,27 +130,30 @@ class Surroundings:
         elif isinstance(thing, (staticmethod, classmethod)):
             yield thing.__func__
         elif isinstance(thing, type) and not _is_of_library(thing.__module__):
-            yield from self._noted(vars(thing).values)
+            yield from self._noted(vars(thing).values, vars(thing))
             yield from thing.__bases__
         elif isinstance(thing, dict) and not thing:
             self._empty.append(thing)
         elif isinstance(thing, dict):
-            yield from self._noted(thing.values)
+            yield from self._noted(thing.values, thing)
+            if id(thing) not in self._of_modules:
+                self._noted(thing.keys)
         elif isinstance(thing, (list, set)):
-            yield from self._noted(thing.__iter__)
+            yield from self._noted(thing.__iter__, thing)
         elif isinstance(thing, tuple):
             yield from thing
         elif isinstance(thing, (Messenger, SimpleNamespace, Namespace)) or _is_own(thing):
             yield from self._of_object(thing)
 
-    def _noted(self, book: _Book) -> list[Any]:
+    def _noted(self, book: _Book, *sized: Any) -> list[Any]:
         self._books.append(book)
+        self._sized += sized
         self._values.append(list(book()))
         return self._values[-1]
 
     def _of_object(self, thing: Any) -> Iterator[Any]:
         if hasattr(thing, "__dict__"):
-            yield from self._noted(vars(thing).values)
+            yield from self._noted(vars(thing).values, vars(thing))
         yield type(thing)
 
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
@@ -157,7 +169,7 @@ class Surroundings:
             used = [name for name in _names_in(function.__code__) if name in vars(module)]
             yield from self._noted(partial(map, vars(module).get, used))
         if vars(function):
-            yield from self._noted(vars(function).values)
+            yield from self._noted(vars(function).values, vars(function))
         yield from (function.__defaults__, function.__kwdefaults__)
 
 

@@ -98,7 +98,7 @@ class BetaELBOMixin:
     def beta(self) -> Any:
         """The weight now; a dict where weights are by site."""
         weights = self._weights()
-        if not isinstance(self._beta, Mapping):
+        if not isinstance(self._beta, dict):
             return weights.default
         return {**weights.by_site, OTHERS: weights.default}
 
@@ -170,7 +170,7 @@ class BetaELBOMixin:
         if self._given_weights is not None:
             return self._given_weights
         step = self._step_count if self._holding else self._step_count + ahead
-        if not isinstance(self._beta, Mapping):
+        if not isinstance(self._beta, dict):
             return Weights(weight_at(self._beta, step, "beta"))
         values = {
             name: weight_at(value, step, f"beta[{name!r}]") for name, value in self._beta.items()
@@ -251,7 +251,7 @@ class BetaELBOMixin:
                 )
 
     def _schedules(self) -> dict[str, Any]:
-        if not isinstance(self._beta, Mapping):
+        if not isinstance(self._beta, dict):
             return {"beta": self._beta}
         return {f"beta[{site!r}]": value for site, value in self._beta.items()}
 
