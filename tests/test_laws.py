@@ -40,6 +40,13 @@ PROBLEMS = {
     "GaussianMixture-sequential": partial(GaussianMixture, enumerate="sequential"),
 }
 TERMS = ["reconstruction", "expected_log_prior", "entropy", "kl", "expected_log_joint", "elbo"]
+SEQUENTIAL_IS_SLOW = pytest.mark.parametrize(
+    "particles",
+    [
+        pytest.param(options, marks=pytest.mark.slow if name == "sequential" else (), id=name)
+        for name, options in PARTICLES.items()
+    ],
+)
 BETAS = [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0, 4.0]
 
 
@@ -150,11 +157,24 @@ def assert_unbiased(elbo, problem, beta, count=150):
         assert_mean(samples[name], value, name)
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(
+    ("particles", "beta"),
+    [
+        pytest.param(
+            options,
+            beta,
+            marks=pytest.mark.slow if beta == 0.5 or name == "sequential" and beta < 4 else (),
+            id=f"{name}-{beta}",
+        )
+        for name, options in PARTICLES.items()
+        for beta in (0.0, 0.5, 1.0, 4.0)
+    ],
+)
 def test_laws_5_and_6_terms_and_gradients_are_exact_in_mean(loss_class, problem, particles, beta):
     assert_unbiased(loss_class(beta=beta, **particles), problem, beta)
 
 
+@SEQUENTIAL_IS_SLOW
 def test_laws_5_and_6_with_a_schedule(loss_class, problem, particles):
     schedule = schedules.Linear(4.0, 1.0, num_steps=2)
     elbo = loss_class(beta=schedule, **particles)
@@ -164,6 +184,7 @@ def test_laws_5_and_6_with_a_schedule(loss_class, problem, particles):
     assert elbo.step_count == 1
 
 
+@SEQUENTIAL_IS_SLOW
 def test_laws_5_and_6_with_a_weight_by_site(loss_class, problem, particles):
     first, *_ = problem.latents
     betas = {first: 4.0, "*": 0.5}
@@ -185,6 +206,7 @@ def test_law_7_at_beta_0_the_prior_gets_no_gradient(loss_class, particles):
         assert weighted[name].any()
 
 
+@SEQUENTIAL_IS_SLOW
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 4.0])
 def test_law_8_subsampling_is_unbiased(loss_class, name, particles, beta):
@@ -203,6 +225,7 @@ def test_law_9_at_the_posterior_every_sample_shows_a_gap_of_zero(problem, partic
         assert_close(elbo.terms.evidence_gap().gap, torch.zeros(()), largest_term(elbo.terms), 256)
 
 
+@SEQUENTIAL_IS_SLOW
 def test_law_9_the_mean_gap_is_the_posterior_kl(loss_class, problem, particles):
     evidence = problem.log_evidence().detach()
     elbo = loss_class(**particles)

@@ -15,6 +15,7 @@ from support import LOSSES, assert_close, clear_gradients, gradients
 
 from pyro_elbo import TraceGap_ELBO, UnsupportedSiteError
 
+FAST_PROGRAMS = 100
 NUM_PROGRAMS = 300
 MORE_PROGRAMS = 2000
 BATCH = 20
@@ -68,7 +69,13 @@ def no_warnings():
         yield
 
 
-@pytest.mark.parametrize("seed", range(NUM_PROGRAMS))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=pytest.mark.slow if seed >= FAST_PROGRAMS else ())
+        for seed in range(NUM_PROGRAMS)
+    ],
+)
 def test_a_random_program(seed):
     check(random_program(seed, most_outcomes=16))
 
