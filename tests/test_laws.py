@@ -163,7 +163,7 @@ def assert_unbiased(elbo, problem, beta, count=150):
         pytest.param(
             options,
             beta,
-            marks=pytest.mark.slow if beta == 0.5 or name == "sequential" and beta < 4 else (),
+            marks=pytest.mark.slow if beta == 0.5 or (name == "sequential" and beta < 4) else (),
             id=f"{name}-{beta}",
         )
         for name, options in PARTICLES.items()
