@@ -10,7 +10,7 @@ from typing import NamedTuple
 __all__ = ["CHUNK", "Quartiles", "interleave", "quartiles", "ratios"]
 
 CHUNK = 0.04
-MOST_CALLS = 5_000
+FEWEST_CALLS, MOST_CALLS = 2, 5_000
 TRIES = 3
 UNTIMED = 4
 
@@ -36,7 +36,7 @@ def calls_of(timer: Timer, chunk: float) -> int:
     timer(calls)
     while (seconds := min(timer(calls) for _ in range(TRIES))) < chunk / 4 and calls < MOST_CALLS:
         calls *= 4
-    return max(1, min(MOST_CALLS, round(calls * chunk / seconds)))
+    return max(FEWEST_CALLS, min(MOST_CALLS, round(calls * chunk / seconds)))
 
 
 def warm(timer: Timer, calls: int) -> float:
@@ -54,7 +54,8 @@ def interleave(
     Args:
         timers: What to time.
         num_rounds: How many rounds.
-        chunk: About how many seconds each has in a round, after a quarter of its calls untimed.
+        chunk: About how many seconds each has in a round, after a quarter of its calls untimed;
+            a slow one has more, for two calls.
 
     Returns:
         The seconds of a call in each round, and what broke, each by name.

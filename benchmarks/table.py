@@ -20,7 +20,7 @@ Regenerate with `make bench`; the numbers behind the tables are in `docs/benchma
 {date}, {processor}, {cores} cores, one thread for each process; {versions}.{note}
 
 Each variant runs in a process of its own, and the processes take turns: a round is about 40 ms of
-each, or a step, in rotated order, after 10 ms that are not timed where a step is shorter than that.
+each, or two steps, in rotated order, after 10 ms that are not timed where a step takes less.
 All share one core, as JAX takes two where it finds them, whatever it is told. A ratio is that of a
 round's two times; the table has its median and quartiles over the rounds. It passes where its lower
 quartile does. "–": not measured.

@@ -62,6 +62,56 @@ def reader_threads():
     return [thread for thread in threading.enumerate() if thread.name == private.READER]
 
 
+def counted():
+    from torch._dynamo.utils import counters
+
+    found = counters["inductor"]
+    return found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], found["fxgraph_cache_bypass"]
+
+
+def compiled_with(constant, x=LARGE):
+    graph = private.trace_operations(lambda x: [(x * constant).sin() + x], x)
+    return private.compile_graph(graph, [x.clone()])
+
+
+def test_what_was_compiled_once_is_found_in_torchs_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    before = counted()
+    first, again = compiled(1.1875, LARGE), compiled(1.1875, LARGE)
+    hits, misses, bypassed = (now - then for now, then in zip(counted(), before, strict=True))
+    assert (hits, misses, bypassed) == (1, 1, 0)
+    for run in (first, again, again, again):
+        (found,) = run(LARGE)
+        assert torch.allclose(torch.as_tensor(found), (LARGE * 1.1875).sin() + LARGE)
+    assert again._tape is not None
+
+
+@pytest.mark.parametrize("size", [(), (1,), (700,)])
+def test_another_constant_is_another_graph(monkeypatch, tmp_path, size):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for constant in (torch.full(size, 1.5), torch.full(size, 2.5)):
+        (found,) = compiled_with(constant)(LARGE)
+        assert torch.allclose(torch.as_tensor(found), (LARGE * constant).sin() + LARGE)
+
+
+def test_another_shape_or_dtype_is_another_graph(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for x in (LARGE, LARGE[:600].clone(), LARGE.double(), LARGE.view(70, 10), LARGE.view(10, 70).T):
+        (found,) = compiled(1.3125, x)(x)
+        assert found.shape == x.shape
+        assert torch.allclose(torch.as_tensor(found), (x * 1.3125).sin() + x)
+
+
+def test_another_instruction_set_is_another_graph(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    before = counted()
+    for capability in ("default", ""):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        (found,) = compiled(1.4375, LARGE)(LARGE)
+        assert torch.allclose(torch.as_tensor(found), (LARGE * 1.4375).sin() + LARGE)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 2, 0]
+
+
 def test_without_openssl_no_header_is_precompiled(asked, monkeypatch):
     monkeypatch.setattr(private, "which", lambda name: None)
     (found,) = compiled(1.5)(X)

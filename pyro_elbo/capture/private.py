@@ -78,15 +78,20 @@ def _described(value: Any, _describe: Any = proxy_tensor.extract_val, **options:
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
-    """Compile a graph without gradients for inputs of these shapes, random numbers as in eager."""
+    """Compile a graph without gradients for inputs of these shapes, random numbers as in eager.
+
+    What was compiled is in torch's cache on disk, for this process and later ones.
+    """
     return _for_this_processor(inputs, partial(_compiled, graph, inputs))
 
 
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
+        from torch._functorch import config as functorch_config
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         found: list[Any] = []
 
@@ -95,8 +100,16 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             return found[-1]
 
         options = _SCALAR if largest(graph, inputs) <= _LOOPED else {}
-        with config.patch({**_CONFIG, **options}), _large_products(), _headers_read_once():
-            compiled: Any = compile_fx(graph, list(inputs), inner_compile=inner)
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        like = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+        with (
+            tracing(TracingContext(mode)),  # else that cache is not asked
+            config.patch({**_CONFIG, **options}),
+            functorch_config.patch(enable_autograd_cache=False),
+            _large_products(),
+            _headers_read_once(),
+        ):
+            compiled: Any = compile_fx(graph, like, inner_compile=inner)
     return _direct(compiled, found, graph)
 
 
@@ -281,7 +294,12 @@ def _few_instruction_sets(inputs: Sequence[Tensor]) -> Iterator[None]:
         yield
         return
     sets = patch.object(cpu_vec_isa, "valid_vec_isa_list", _plain_instruction_sets)
-    with sets, config.patch({"cpp.vec_isa_ok": True}):
+    with (
+        sets,
+        config.patch({"cpp.vec_isa_ok": True}),
+        # Torch's cache has what was compiled by such options, and not by the instruction set.
+        config.patch({"cpp.simdlen": cpu_vec_isa.pick_vec_isa().bit_width()}),
+    ):
         yield
 
 
