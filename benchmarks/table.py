@@ -26,8 +26,9 @@ round's two times; the table has its median and quartiles over the rounds. It pa
 quartile does. "–": not measured.
 Seconds to a first step leave imports out, that of torch's compiler among them, and two processes
 take theirs at a time; a compiled one's leave out what the run's first compilation builds for all.
-In P8 a process has the machine for itself, and its compiler's cache is empty. NumPyro is left out
-of `scalar_sites`, whose 100 sites take it minutes to compile.
+In P8 a process has the machine for itself, and its compiler's cache is empty; a later process has
+what the first one compiled there. NumPyro is left out of `scalar_sites`, whose 100 sites take it
+minutes to compile.
 """
 STEPS_FIGURE = "\n![ms per step: each workload, each variant](../_static/step_times.svg)\n"
 GROWTH_FIGURE = "\n![ms per step as the workloads grow](../_static/step_growth.svg)\n"

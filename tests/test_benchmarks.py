@@ -14,12 +14,13 @@ import torch
 from models import PROGRAMS
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
+from benchmarks import measure
 from benchmarks.goals import GOALS, Row
 from benchmarks.harness import interleave, quartiles, ratios
 from benchmarks.measure import environment_of
 from benchmarks.results import BREAKS, Results
 from benchmarks.table import limit, page, shown
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import COLD, TASKS
 from benchmarks.variants import LABELS, VARIANTS, Cell
 from benchmarks.worker import Worker
 from benchmarks.workloads import SIZED
@@ -100,6 +101,40 @@ def test_a_visit_is_as_long_as_its_steps_are_and_begins_untimed():
     times, _ = interleave({"compiled": timer}, num_rounds=2, chunk=0.04)
     assert taken[-4:] == [100, 400, 100, 400]
     assert times["compiled"][0] == pytest.approx(1e-4)
+
+
+def test_a_visit_has_two_steps_however_slow_they_are():
+    taken = []
+
+    def timer(calls):
+        taken.append(calls)
+        return 0.3 * calls
+
+    times, _ = interleave({"eager": timer}, num_rounds=2, chunk=0.04)
+    assert taken[-2:] == [2, 2]
+    assert times["eager"] == [0.3, 0.3]
+
+
+def test_what_begins_with_an_empty_cache_begins_again_with_what_that_has(monkeypatch, tmp_path):
+    folders, killed = [], []
+
+    class Started:
+        def __init__(self, cell, environment):
+            folders.append(environment["TORCHINDUCTOR_CACHE_DIR"])
+            self.first_seconds = 8.0 / len(folders)
+
+        def kill(self):
+            killed.append(self)
+
+    monkeypatch.setattr(measure, "Worker", Started)
+    monkeypatch.setattr(measure, "write_arrays", lambda cell: None)
+    workers, cold, other = {}, {}, {}
+    measure.start(COLD[0], tmp_path, cold, workers)
+    assert cold == {"first_seconds": 8.0, "again_seconds": 4.0}
+    assert len(killed) == 1 and workers[COLD[0].name] not in killed
+    measure.start(Cell("three_level", "kl"), tmp_path, other, workers)
+    assert list(other) == ["first_seconds"]
+    assert folders[0] == folders[1] != folders[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot tell")

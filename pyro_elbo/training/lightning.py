@@ -40,7 +40,7 @@ ranks waiting, so under DDP it raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -56,15 +56,14 @@ from ..elbo.baselines import averages
 from ..errors import StopTraining
 from ..evidence.modes import in_eval_mode
 from .feed import spread
+from .lightning_parts import first_batch, leave_random_numbers, logged, size_of
 from .loaders import ResumableLoader
 from .ranks import of_all_ranks, of_this_rank
-from .rng import RNG, loader_generators
+from .rng import RNG
 
 __all__ = ["LightningELBO"]
 
-TERMS = ("objective", "elbo", "reconstruction", "kl", "weighted_kl")
-RANDOM_STATES = "pyro_elbo_random_states"
-BASELINES = "pyro_elbo_baselines"
+RANDOM_STATES, BASELINES = "pyro_elbo_random_states", "pyro_elbo_baselines"
 
 
 class LightningELBO(LightningModule):
@@ -141,9 +140,8 @@ class LightningELBO(LightningModule):
         example: Any = None,
     ) -> None:
         if not isinstance(elbo, ViewELBO):
-            raise TypeError(
-                f"LightningELBO needs one of the losses of pyro_elbo, not {type(elbo).__name__}"
-            )
+            name = type(elbo).__name__
+            raise TypeError(f"LightningELBO needs one of the losses of pyro_elbo, not {name}")
         if not callable(optim):
             raise TypeError(
                 "optim must be a callable from the parameters to a torch optimiser, such as "
@@ -153,8 +151,7 @@ class LightningELBO(LightningModule):
         self.loss = elbo(model, guide)
         self._optim = optim
         self._initialised = False
-        self._states: list[Any] | None = None
-        self._baselines: list[Any] | None = None
+        self._resumed: tuple[Any, Any] = None, None
         self._after_batch: RNG | None = None
         self._kept: RNG | None = None
         if example is not None:
@@ -188,7 +185,7 @@ class LightningELBO(LightningModule):
                 "gradients; use 'raise' or 'stop'"
             )
         if not self._initialised:
-            self._initialise(_first_batch(trainer, stage))
+            self._initialise(first_batch(trainer, stage))
 
     def configure_optimizers(self) -> Any:
         """What ``optim`` makes of the parameters."""
@@ -242,18 +239,17 @@ class LightningELBO(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep these until training goes on."""
-        self._states = checkpoint.get(RANDOM_STATES)
-        self._baselines = checkpoint.get(BASELINES)
+        self._resumed = checkpoint.get(RANDOM_STATES), checkpoint.get(BASELINES)
 
     def on_fit_start(self) -> None:
         """Go back to the random state and the baselines that this rank had at the checkpoint."""
-        states, baselines, self._states, self._baselines = self._states, self._baselines, None, None
+        (states, baselines), self._resumed = self._resumed, (None, None)
         if not self.trainer.ckpt_path or not states:
             return
         store = pyro.get_param_store()
         for name, value in (of_this_rank(baselines or []) or {}).items():
             store[name] = value
-        _leave_random_numbers(self.trainer.fit_loop.epoch_loop.val_loop)
+        leave_random_numbers(self.trainer.fit_loop.epoch_loop.val_loop)
         state = of_this_rank(states)
         if state is not None:
             RNG(state).restore()
@@ -298,59 +294,7 @@ class LightningELBO(LightningModule):
         self._initialised = True
 
     def _log_terms(self, stage: str, batch: Any) -> None:
-        terms, beta = self.elbo.terms, self.elbo.beta
-        values = {name: getattr(terms, name) for name in TERMS}
-        if isinstance(beta, Mapping):
-            values |= {f"beta_{site}": weight for site, weight in beta.items()}
-        else:
-            values["beta"] = beta
-        for name, value in values.items():
-            self.log(
-                f"{stage}_{name}",
-                value,
-                prog_bar=name == "elbo",
-                sync_dist=True,
-                batch_size=_size(batch),
-            )
-
-
-def _first_batch(trainer: Any, stage: str) -> Any:
-    loops = {
-        "fit": trainer.fit_loop,
-        "validate": trainer.validate_loop,
-        "test": trainer.test_loop,
-        "predict": trainer.predict_loop,
-    }
-    loaders = CombinedLoader(loops[stage]._data_source.dataloader(), "sequential").flattened
-    if not loaders or isinstance(loaders[0], Iterator):
-        raise ValueError(
-            "the first batch makes the parameters, and data that can be gone through once would "
-            "lose it; pass a batch as LightningELBO(..., example=batch)"
-        )
-    generators = loader_generators(loaders[0])
-    now = RNG.now(generators)
-    batch = next(iter(loaders[0]), None)
-    now.restore(generators)
-    if batch is None:
-        raise ValueError("the data have no batch; give a loader that gives some")
-    return batch
-
-
-def _leave_random_numbers(validation: Any) -> None:
-    """A validation that a resumed run passes over draws nothing from training's stream."""
-    pass_over: Any = getattr(validation, "increment_progress_to_evaluation_end", None)
-
-    def quietly() -> None:
-        now = RNG.now()
-        pass_over()
-        now.restore()
-
-    if pass_over is not None:
-        validation.increment_progress_to_evaluation_end = quietly
-
-
-def _size(batch: Any) -> int:
-    """How many data a batch has: the length of its first tensor."""
-    args, kwargs = spread(batch)
-    parts = [*args, *kwargs.values()]
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 1)
+        size = size_of(batch)
+        for name, value in logged(self.elbo).items():
+            shown = name == "elbo"
+            self.log(f"{stage}_{name}", value, prog_bar=shown, sync_dist=True, batch_size=size)

@@ -1,0 +1,121 @@
+"""Where the truth lies among a guide's samples, at data that the model simulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..evidence.checks import check_count
+from ..evidence.modes import modules_of
+from ..evidence.ratios import RatioELBO, sampled
+from ..evidence.simulation import Simulation, simulate
+
+__all__ = ["Refit", "simulated_ranks"]
+
+Refit = Callable[..., Any]
+
+
+def simulated_ranks(
+    model: Any,
+    guide: Any,
+    args: Any,
+    kwargs: Any,
+    refit: Refit | None,
+    arguments: Any,
+    num_simulations: int,
+    num_samples: int,
+    progress: bool,
+) -> tuple[tuple[str, ...], Tensor]:
+    """The names of the scalar latents, and the share of the guide's samples below each.
+
+    The arguments are those of :func:`~pyro_elbo.diagnostics.vsbc`; the shares have shape
+    ``[simulations, scalars]``.
+
+    Raises:
+        ValueError: Without ``refit``, no argument holds the data; a plate is subsampled; or there
+            are fewer than 10 simulations, or samples.
+    """
+    check_count("num_simulations", num_simulations, 10)
+    check_count("num_samples", num_samples, 10)
+    rows: list[Tensor] = []
+    names: tuple[str, ...] = ()
+    steps = range(num_simulations)
+    for _ in tqdm(steps, desc="simulations", delay=1.0, leave=False, disable=not progress):
+        drawn = simulate(model, args, kwargs, arguments)
+        if refit is None and not drawn.is_in_arguments:
+            raise ValueError(
+                "no argument of the guide equals an observed value, so that it cannot see the "
+                "simulated data; pass arguments=, from the data to the arguments, or refit="
+            )
+        with _put_back(model, guide):
+            fitted = guide
+            if refit is not None:
+                fitted = refit(drawn.model, guide, *drawn.args, **drawn.kwargs)
+            found = _ranks(drawn, fitted, num_samples)
+        names = tuple(name for site, rank in found.items() for name in _scalars(site, rank))
+        rows.append(torch.cat([rank.flatten() for rank in found.values()]))
+    return names, torch.stack(rows)
+
+
+def _ranks(drawn: Simulation, guide: Any, num_samples: int) -> dict[str, Tensor]:
+    """The share of the guide's samples below each true value, ties broken by chance."""
+    probe = RatioELBO(1, float("inf"))
+    probe.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    frames = [f for site in probe.pair[0].nodes.values() for f in site.get("cond_indep_stack", ())]
+    if any(frame.full_size not in (None, frame.size) for frame in frames):
+        raise ValueError("a plate is subsampled; simulate with the full data (subsample_size=None)")
+    nesting = max((-(frame.dim or 0) for frame in frames), default=0)
+    elbo = RatioELBO(num_samples, nesting)
+    elbo.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    sites = elbo.pair[0].nodes
+    return {
+        name: _rank(sites[name]["value"], truth)
+        for name, truth in drawn.latents.items()
+        if name in sites and name in elbo.pair[1].nodes
+    }
+
+
+def _rank(samples: Tensor, truth: Tensor) -> Tensor:
+    below = (samples < truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
+    ties = (samples == truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
+    below, ties = (count.reshape(truth.shape) for count in (below, ties))
+    chance = torch.rand_like(below) * (ties + 1)
+    return (below + chance) / (len(samples) + 1)
+
+
+def _scalars(site: str, rank: Tensor) -> list[str]:
+    if not rank.dim():
+        return [site]
+    places = torch.cartesian_prod(*map(torch.arange, rank.shape)).reshape(-1, rank.dim())
+    return [f"{site}[{', '.join(map(str, place))}]" for place in places.tolist()]
+
+
+@contextmanager
+def _put_back(model: Any, guide: Any) -> Iterator[None]:
+    """Undo what a fit does to model, guide and Pyro's store: to values, buffers and train flags."""
+    store = pyro.get_param_store()
+    state = store.get_state()
+    values = {name: value.detach().clone() for name, value in state["params"].items()}
+    modules = modules_of(model, guide)
+    kept = [{n: v.detach().clone() for n, v in one.state_dict().items()} for one in modules]
+    flags = [(part, part.training) for one in modules for part in one.modules()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for one, before in zip(modules, kept, strict=True):
+                for name, value in one.state_dict().items():
+                    if name in before:
+                        value.copy_(before[name])
+            for name, value in values.items():
+                state["params"][name].copy_(value)
+        store.clear()
+        store.set_state(state)
+        for part, is_training in flags:
+            part.training = is_training
