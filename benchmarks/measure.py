@@ -19,7 +19,7 @@ from typing import Any
 
 from .data import FOLDER, write_arrays
 from .harness import interleave
-from .tasks import COLD, Task
+from .tasks import Task
 from .variants import Cell
 from .worker import BrokenWorkerError, Worker
 
@@ -114,22 +114,24 @@ def start_all(
     """Start the workers, two at a time, but for those that have an empty cache."""
 
     def begin(cell: Cell) -> None:
-        start(cell, scratch, entries[cell.name], workers)
+        start(cell, cell in task.cold, scratch, entries[cell.name], workers)
 
-    for cell in filter(COLD.__contains__, task.cells):
+    for cell in task.cold:
         begin(cell)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(begin, (cell for cell in task.cells if cell not in COLD)))
+        list(pool.map(begin, (cell for cell in task.cells if cell not in task.cold)))
 
 
-def start(cell: Cell, scratch: Path, entry: dict[str, Any], workers: dict[str, Worker]) -> None:
+def start(
+    cell: Cell, cold: bool, scratch: Path, entry: dict[str, Any], workers: dict[str, Worker]
+) -> None:
     """Start a cell's worker, or note why not; one that had an empty cache is started again."""
     try:
         write_arrays(cell)
-        environment = environment_of(scratch, cell in COLD)
+        environment = environment_of(scratch, cold)
         worker = workers[cell.name] = Worker(cell, environment)
         entry["first_seconds"] = rounded(worker.first_seconds)
-        if cell in COLD:
+        if cold:
             worker.kill()
             worker = workers[cell.name] = Worker(cell, environment)
             entry["again_seconds"] = rounded(worker.first_seconds)

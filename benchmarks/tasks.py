@@ -69,6 +69,11 @@ class Task:
         """The same in few rounds."""
         return replace(self, num_rounds=QUICK_ROUNDS)
 
+    @property
+    def cold(self) -> tuple[Cell, ...]:
+        """Those of its cells that begin with an empty cache: on the workload's own task only."""
+        return tuple(cell for cell in self.cells if cell in COLD and cell.workload == self.name)
+
     def of(self, variants: Sequence[str]) -> Task:
         """The same with some of the variants only."""
         cells = [cell for cell in self.cells if not variants or cell.variant in variants]

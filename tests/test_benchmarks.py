@@ -129,12 +129,14 @@ def test_what_begins_with_an_empty_cache_begins_again_with_what_that_has(monkeyp
     monkeypatch.setattr(measure, "Worker", Started)
     monkeypatch.setattr(measure, "write_arrays", lambda cell: None)
     workers, cold, other = {}, {}, {}
-    measure.start(COLD[0], tmp_path, cold, workers)
+    measure.start(COLD[0], True, tmp_path, cold, workers)
     assert cold == {"first_seconds": 8.0, "again_seconds": 4.0}
     assert len(killed) == 1 and workers[COLD[0].name] not in killed
-    measure.start(Cell("three_level", "kl"), tmp_path, other, workers)
+    measure.start(Cell("three_level", "kl"), False, tmp_path, other, workers)
     assert list(other) == ["first_seconds"]
     assert folders[0] == folders[1] != folders[2]
+    assert {cell for task in TASKS.values() for cell in task.cold} == set(COLD)
+    assert not TASKS["recording_three_level"].cold
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot tell")
