@@ -53,14 +53,16 @@ class Compiler:
         is_there = library is not None and library.exists()
         return "" if is_there or has_compiler() else "there is no C++ compiler"
 
-    def prepare(self, inputs: Sequence[Tensor]) -> None:
+    def prepare(self, inputs: Sequence[Tensor], num_particles: int) -> None:
         """Begin what takes long whatever the graph is, before it is there.
 
         Args:
             inputs: Some of its inputs.
+            num_particles: How many particles it evaluates side by side.
         """
         if self.folder is None and not self.background and has_compiler():
-            read_headers(inputs)
+            size = max((tensor.numel() for tensor in inputs), default=0)
+            read_headers(inputs, num_particles * size)
 
 
 class Compilation:

@@ -53,6 +53,12 @@ class Evaluation:
     surroundings: Surroundings
 
     @property
+    def num_particles(self) -> int:
+        """How many particles lie side by side in its tensors."""
+        is_vectorised = getattr(self.loss, "vectorize_particles", False)
+        return int(self.loss.num_particles) if is_vectorised else 1
+
+    @property
     def buffers(self) -> list[Tensor]:
         """What modules move as they run."""
         return self.surroundings.buffers

@@ -52,6 +52,7 @@ _HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _COMPILING = Lock()
 READER = "pyro_elbo-headers"
 _SMALL, _LOOPED, _LARGE = 2**10, 2**9, 2**15
+_TIMES = 16
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -99,12 +100,11 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             found.append(compile_fx_inner(module, examples, **kwargs))
             return found[-1]
 
-        options = _SCALAR if largest(graph, inputs) <= _LOOPED else {}
         mode = FakeTensorMode(shape_env=ShapeEnv())
         like = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
         with (
             tracing(TracingContext(mode)),  # else that cache is not asked
-            config.patch({**_CONFIG, **options}),
+            config.patch(_options(largest(graph, inputs))),
             functorch_config.patch(enable_autograd_cache=False),
             _large_products(),
             _headers_read_once(),
@@ -167,22 +167,28 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
     return Tape(calls, sum(t.nbytes for t in made), [output.numpy() for output in outputs])
 
 
-def read_headers(inputs: Sequence[Tensor]) -> None:
+def read_headers(inputs: Sequence[Tensor], size: int) -> None:
     """Have the C++ compiler read torch's headers, most of its work, for a graph to be compiled.
 
     Args:
-        inputs: Some of its inputs. Where all are small, it is not clear yet with which options it
-            will be compiled, and nothing is read.
+        inputs: Some of its inputs.
+        size: How many entries the largest of them has. The graph's largest tensor may have several
+            times as many, by which it will be compiled; where that is not clear nothing is read.
     """
-    if max((tensor.numel() for tensor in inputs), default=0) > _LOOPED:
-        _for_this_processor(inputs, _begun)
+    if size > _LOOPED or size * _TIMES <= _LOOPED:
+        _for_this_processor(inputs, partial(_begun, size))
 
 
-def _begun() -> None:
+def _begun(size: int) -> None:
     from torch._inductor import config
 
-    with config.patch(_CONFIG):
+    with config.patch(_options(size)):
         _begin_to_read()
+
+
+def _options(size: int) -> dict[str, Any]:
+    """How a graph is compiled whose largest tensor has so many entries."""
+    return {**_CONFIG, **(_SCALAR if size <= _LOOPED else {})}
 
 
 def _begin_to_read() -> None:

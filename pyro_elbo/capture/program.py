@@ -106,7 +106,8 @@ class Program:
         start = perf_counter()
         arguments = evaluation.arguments
         if compiler is not None:
-            compiler.prepare([*flat.vectors, *arguments.tensors])
+            inputs = [*flat.vectors, *arguments.tensors]
+            compiler.prepare(inputs, evaluation.num_particles)
         self.captured = capture(evaluation)
         self.why_single = self._why_single(evaluation, flat) if num_steps > 1 else ""
         self.size = 1 if self.why_single else num_steps
@@ -124,8 +125,8 @@ class Program:
         count = len(self.captured.weights) + sum(len(group.numbers()) for group in flat.groups)
         self._numbers = torch.zeros(count * self.size, dtype=torch.float64)
         self._written = self._numbers.numpy()
-        inputs = self._inputs(arguments, flat)
-        self.compilation = Compilation(self.step.graph, inputs, compiler)
+        own = self._inputs(arguments, flat)
+        self.compilation = Compilation(self.step.graph, own, compiler)
 
     def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:
         """Whether the program is that of the next steps."""
