@@ -1,6 +1,7 @@
 """Whatever changes between two steps, a captured step is the step that SVI would take."""
 
 import copy
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +9,7 @@ import pytest
 import torch
 from as_svi import (
     CHANGED_AFTER,
+    KINDS,
     X,
     assert_as_svi,
     changed,
@@ -15,6 +17,7 @@ from as_svi import (
     leaf,
     model,
     optimizers,
+    outcome,
 )
 from pyro import poutine
 from pyro.infer import SVI
@@ -101,6 +104,21 @@ def test_options_that_change(option):
     assert_as_svi(changed(change))
 
 
+def test_a_list_of_options_that_changes_in_one_optimiser():
+    def case(make):
+        svi = make(model, guide, Adam({"lr": 0.05}), TraceKL_ELBO())
+        yield from (svi.step(X) for _ in range(5))
+        for optimizer in optimizers(svi):
+            optimizer.param_groups[0]["betas"] = [0.9, 0.99]
+        yield from (svi.step(X) for _ in range(5))
+        optimizers(svi)[-1].param_groups[0]["betas"][0] = 0.2
+        yield from (svi.step(X) for _ in range(6))
+
+    numbers, _, _ = outcome(case, SVI)
+    own, _, _ = outcome(case, partial(CompiledSVI, **KINDS["its optimiser inside"]))
+    assert own == pytest.approx(numbers, rel=1e-12)
+
+
 def test_a_schedule_of_rate_and_momentum():
     def case(make):
         settings = {"max_lr": 0.1, "total_steps": 30}
@@ -183,27 +201,15 @@ def test_the_store_of_another_scope():
     assert_as_svi(case)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_hooks_on_gradients_run(before):
+@pytest.mark.parametrize("when", ["before a capture", "after it", "after one that was removed"])
+def test_hooks_on_gradients_run(when):
     def case(make):
         svi, seen = make(model, guide, Adam({"lr": 0.05}), TraceKL_ELBO()), []
         yield svi.step(X)
-        if not before:
+        if when == "after one that was removed":
+            leaf("loc").register_hook(lambda grad: grad).remove()
+        if when != "before a capture":
             yield from (svi.step(X) for _ in range(5))
-        leaf("loc").register_hook(lambda grad: seen.append(grad.sum()) or grad * 0.5)
-        yield from (svi.step(X) for _ in range(6))
-        yield from seen
-        assert len(seen) == 6
-
-    assert_as_svi(case, says="a hook looks at the gradient of parameter 'loc'")
-
-
-def test_a_hook_on_gradients_after_one_that_was_removed():
-    def case(make):
-        svi, seen = make(model, guide, Adam({"lr": 0.05}), TraceKL_ELBO()), []
-        yield svi.step(X)
-        leaf("loc").register_hook(lambda grad: grad).remove()
-        yield from (svi.step(X) for _ in range(5))
         leaf("loc").register_hook(lambda grad: seen.append(grad.sum()) or grad * 0.5)
         yield from (svi.step(X) for _ in range(6))
         yield from seen

@@ -49,7 +49,8 @@ LABELS: Mapping[str, str] = {
 
 
 COMPILED = {"compiled", "compiled_bare", "compiled_10", "by_hand_compiled", "by_hand_whole"}
-"""Those that torch compiles."""
+COMPILER = ("torch._inductor.compile_fx", "torch.utils.cpp_extension")
+"""Those that torch compiles, and what it imports to do so."""
 
 
 def maker(variant: str) -> Callable[[Cell], Stepper]:
@@ -58,8 +59,7 @@ def maker(variant: str) -> Callable[[Cell], Stepper]:
     Raises:
         ImportError: Its library is not installed.
     """
-    for name in ("torch._inductor.compile_fx", "torch.utils.cpp_extension"):
-        if variant in COMPILED:
-            import_module(name)
+    for library in COMPILER if variant in COMPILED else ():
+        import_module(library)
     module, name = VARIANTS[variant].split(":")
     return getattr(import_module(f".{module}", __name__), name)

@@ -74,7 +74,9 @@ class FlatGroup:
         if inputs.count(inputs[0]) < len(inputs):
             return False
         is_same = [*map(self._static_of, self._options)] == self._static
-        self._values = values if is_same else self._values
+        has_lists = any(isinstance(value, list) for own in values for value in own)
+        if is_same and not has_lists:  # which are changed in place, and equal to themselves then
+            self._values = values
         return is_same
 
     @property
