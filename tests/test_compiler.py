@@ -1,12 +1,13 @@
 """What is asked of torch's compiler beside compiling: headers, and to leave generators alone."""
 
+import gc
 import threading
 
 import pytest
 import torch
 from torch._inductor import codecache
 
-from pyro_elbo.capture import private
+from pyro_elbo.capture import compilation, private
 
 pytestmark = pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
 X = torch.linspace(-1.0, 1.0, 7)
@@ -121,6 +122,116 @@ def test_another_instruction_set_is_another_graph(monkeypatch, tmp_path):
         (found,) = compiled(1.4375, LARGE)(LARGE)
         assert torch.allclose(torch.as_tensor(found), (LARGE * 1.4375).sin() + LARGE)
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [0, 2, 0]
+
+
+def changes_at_the_end(x, y):
+    new = x + y
+    x.copy_(new)
+    return [new * 2, y.sin()]
+
+
+def copies_first(x, y):
+    old = x * 3
+    x.copy_(y)
+    return [old + y.sin(), y * 2]
+
+
+def reads_what_it_changed(x, y):
+    x.copy_(y)
+    return [x * 2 + y]
+
+
+def changes_a_view(x, y):
+    x[1:3].copy_(y[:2])
+    return [x * 2 + y]
+
+
+def changes_what_it_made(x, y):
+    made = x * 2
+    made[2:].mul_(y[2:])
+    return [made + y]
+
+
+def changes_twice(x, y):
+    x.copy_(x + y)
+    x.copy_(x * y)
+    return [y + 1]
+
+
+def gives_what_it_changed(x, y):
+    x.copy_(x + y)
+    return [y + 1, x]
+
+
+WAYS = {
+    changes_at_the_end: True,
+    copies_first: True,
+    reads_what_it_changed: False,
+    changes_a_view: False,
+    changes_what_it_made: False,
+    changes_twice: False,
+    gives_what_it_changed: False,
+}
+
+
+@pytest.mark.parametrize("function", WAYS)
+def test_a_graph_that_changes_tensors_is_rewritten_only_where_it_has_to_be(
+    function, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    rewrite, rewritten = private._code_after_rewriting, []
+    monkeypatch.setattr(
+        private, "_code_after_rewriting", lambda *args: rewritten.append(1) or rewrite(*args)
+    )
+    x, y = torch.linspace(-1.0, 1.0, 7), torch.linspace(2.0, 3.0, 7)
+    graph = private.trace_operations(function, x.clone(), y)
+    run = private.compile_graph(graph, [x.clone(), y])
+    eager, own = x.clone(), x.clone()
+    for _ in range(4):  # of which the last ones are from a tape
+        expected, found = function(eager, y), run(own, y)
+        for one, other in zip(expected, found, strict=True):
+            assert torch.allclose(one, torch.as_tensor(other))
+        assert torch.allclose(eager, own)
+    assert not torch.equal(own, x) or function is changes_what_it_made
+    assert bool(rewritten) is not WAYS[function]
+
+
+def test_a_constant_that_a_graph_holds_twice_is_found_in_both_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    weight = torch.linspace(1.0, 2.0, 7)
+    graph = private.trace_operations(lambda x: [x * weight], X)
+    (held,) = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    graph.register_buffer("again", getattr(graph, held.target))
+    with graph.graph.inserting_after(held):
+        other = graph.graph.get_attr("again")
+    (product,) = held.users
+    with graph.graph.inserting_after(product):
+        total = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, other))
+    graph.graph.output_node().args = ([total],)
+    graph.recompile()
+    (found,) = private.compile_graph(graph, [X])(X)
+    assert torch.allclose(torch.as_tensor(found), X * weight + weight)
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_no_garbage_is_collected_while_a_graph_is_compiled(was_on, monkeypatch):
+    seen = []
+
+    def compile_graph(graph, inputs):
+        seen.append(gc.isenabled())
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(compilation, "compile_graph", compile_graph)
+    graph = private.trace_operations(lambda x: [x * 2], X)
+    compiler = compilation.Compiler(100, background=False, folder=None, say=print)
+    monkeypatch.setattr(compilation, "has_compiler", lambda: True)
+    (gc.enable if was_on else gc.disable)()
+    try:
+        assert "no" in compilation.Compilation(graph, [X], compiler).why_not
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable()
+    assert seen == [False]
 
 
 def test_without_openssl_no_header_is_precompiled(asked, monkeypatch):

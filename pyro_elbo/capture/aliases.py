@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["Changes", "writes"]
+__all__ = ["Changes", "is_functional", "writes"]
 
 _UNDECLARED = {torch.ops.aten.native_batch_norm.default: slice(3, 5)}
 """What an operation writes though it does not say so: the running averages."""
@@ -32,6 +32,21 @@ class Changes:
     def touch(self, node: fx.Node) -> bool:
         """Whether a node, or what it reads, is changed at some time."""
         return any(_root(part) in self._changed for part in (node, *node.all_input_nodes))
+
+
+def is_functional(graph: fx.Graph) -> bool:
+    """Whether a graph changes its inputs alone, each by a copy into it that nothing reads."""
+    changed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if any(_root(part) in changed for part in node.all_input_nodes):
+            return False
+        written = _written(node) if node.op == "call_function" else []
+        if written:
+            place = written[0]
+            if node.target is not torch.ops.aten.copy_.default or place.op != "placeholder":
+                return False
+            changed.add(place)
+    return True
 
 
 def writes(node: fx.Node) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -24,6 +26,19 @@ SECONDS, SECONDS_PER_NODE = 10.0, 0.01
 
 ATTEMPTS = 3
 """Rounding can put a step on the other side of a kink, but hardly so often in a row."""
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Spare the looks through all that torch's compiler has made: a tenth of a compilation."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ class Compilation:
             self._job = Thread(target=self._compile, args=(own, inputs))
             self._job.start()
         else:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), _no_garbage_collected():
                 self._compile(own, inputs)
 
     def prove(self, proves: Callable[[Callable[..., Outputs]], bool]) -> None:

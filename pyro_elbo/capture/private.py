@@ -26,6 +26,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .aliases import is_functional
 from .shapes import largest
 from .tape import Outputs, Tape, Taped
 
@@ -91,36 +92,82 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
         from torch._functorch import config as functorch_config
         from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+        from torch._inductor.virtualized import V
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        found: list[Any] = []
-
-        def inner(module: Any, examples: Any, **kwargs: Any) -> Any:
-            found.append(compile_fx_inner(module, examples, **kwargs))
-            return found[-1]
-
+        own = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
         mode = FakeTensorMode(shape_env=ShapeEnv())
-        like = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+        like = [mode.from_tensor(t, static_shapes=True) for t in [*own.values(), *inputs]]
         with (
             tracing(TracingContext(mode)),  # else that cache is not asked
+            V.set_fake_mode(mode),
             config.patch(_options(largest(graph, inputs))),
             functorch_config.patch(enable_autograd_cache=False),
             _large_products(),
             _headers_read_once(),
         ):
-            compiled: Any = compile_fx(graph, like, inner_compile=inner)
-    return _direct(compiled, found, graph)
+            code = _code_of(graph, [*own], like, mode)
+            if code is None:
+                code = _code_after_rewriting(graph, like[len(own) :])
+    return _direct(code, [*own.values()])
 
 
-def _direct(compiled: Compiled, found: Sequence[Any], graph: fx.GraphModule) -> Compiled:
-    """What was compiled, without what torch wraps around it: that takes as long as a small step."""
-    if len(found) != 1 or found[0].inputs_to_check:
-        return torch.no_grad()(compiled)
-    constants = [*dict(graph.named_parameters()).values(), *dict(graph.named_buffers()).values()]
-    call = found[0].current_callable
-    record = partial(_tape_of, call, constants) if _calls_kernels_alone(call) else None
-    return Taped(lambda inputs: call([*constants, *inputs]), record)
+def _direct(code: Any, constants: Sequence[Tensor]) -> Compiled:
+    """Code without what torch wraps around it: that takes as long as a small step."""
+    record = partial(_tape_of, code, constants) if _calls_kernels_alone(code) else None
+    return Taped(lambda inputs: code([*constants, *inputs]), record)
+
+
+def _code_of(
+    graph: fx.GraphModule, names: Sequence[str], like: Sequence[Tensor], mode: FakeTensorMode
+) -> Any:
+    """The code of a graph that need not be rewritten first; ``None`` where it has to be.
+
+    Args:
+        graph: The graph.
+        names: What its constants are called.
+        like: Tensors like them, and after them like its inputs; the code takes a list of such.
+        mode: What those are of.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._functorch.compile_utils import fx_graph_cse
+    from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    def run(*tensors: Tensor) -> Any:
+        constants = dict(zip(names, tensors, strict=False))
+        return torch.func.functional_call(graph, constants, tensors[len(names) :])
+
+    if not is_functional(graph.graph):
+        return None
+    with mode, enable_python_dispatcher():
+        simple = make_fx(run, decomposition_table=select_decomp_table())(*like)
+    if not is_functional(simple.graph):
+        return None
+    simple.graph.eliminate_dead_code()
+    simple.graph = fx_graph_cse(simple.graph)
+    for copy in simple.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        simple.graph.output_node().prepend(copy)
+    simple = _recursive_joint_graph_passes(simple, input_device=torch.device("cpu"))
+    simple.graph.output_node().meta["user_visible_output_idxs"] = []
+    fixed = [*range(len(names))]
+    made: Any = compile_fx_inner(simple, like, static_input_idxs=fixed, is_inference=True)
+    return made.current_callable
+
+
+def _code_after_rewriting(graph: fx.GraphModule, like: Sequence[Tensor]) -> Any:
+    """The code of a graph that torch rewrites first, so that it changes nothing in place."""
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    found: list[Any] = []
+
+    def inner(module: Any, examples: Any, **kwargs: Any) -> Any:
+        found.append(compile_fx_inner(module, examples, **kwargs))
+        return found[-1]
+
+    compile_fx(graph, list(like), inner_compile=inner)
+    (made,) = found
+    return made.current_callable
 
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
