@@ -8,10 +8,10 @@ argument. Scaling one side only is not a weighted KL: the two densities must car
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from operator import eq
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro import poutine
 from pyro.distributions import Delta
@@ -66,8 +66,7 @@ def constrained_name(name: str) -> str:
     return name.removesuffix(_AUXILIARY_SUFFIX)
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """The weight of every latent site at one step.
 
     Args:
@@ -81,7 +80,7 @@ class Weights:
     """
 
     default: Any = 1.0
-    by_site: Mapping[str, Any] = field(default_factory=dict)
+    by_site: Mapping[str, Any] = {}
 
     def names(self, site: str) -> bool:
         """Whether the mapping names the site, or the site whose auxiliary it is."""

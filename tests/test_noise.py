@@ -55,6 +55,16 @@ def test_a_minibatch_takes_no_more_of_a_permutation_than_its_indices():
     assert [value.shape for value in noise.inputs] == [(5,)]
 
 
+def test_the_indices_of_one_run_are_drawn_in_their_place():
+    noise = outside(TAKES["the first"])[1].repeated(1)
+    (value,) = noise.inputs
+    for seed in range(3):
+        after(seed, noise.draw)
+        torch.manual_seed(seed)
+        assert torch.equal(value, torch.randperm(SIZE)[:5])
+    assert value.untyped_storage().nbytes() == 4 * SIZE
+
+
 def test_several_runs_draw_one_after_the_other():
     noise = outside(TAKES["some"])[1].repeated(3)
     after(0, noise.draw)

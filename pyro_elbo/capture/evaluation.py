@@ -174,6 +174,8 @@ def weights_of(loss: Any, ahead: int = 0) -> dict[str, float]:
     if not hasattr(loss, "_weights"):
         return {}
     now = loss._weights(ahead)
+    if not now.by_site:
+        return {} if is_zero(now.default) else {"*": now.default}
     named = {"*": now.default, **now.by_site}
     return {name: weight for name, weight in named.items() if not is_zero(weight)}
 

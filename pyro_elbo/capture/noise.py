@@ -59,6 +59,8 @@ class Noise:
 
     def repeated(self, times: int) -> Noise:
         """The noise of so many runs of the graph, one after the other."""
+        if times == 1:
+            return self
         inputs = [torch.empty_like(value) for _ in range(times) for value in self.inputs]
         return Noise(self._fills * times, inputs, self.is_all, self._num_fills)
 
@@ -148,7 +150,7 @@ def _draw(node: fx.Node) -> _Draw | None:
     is_of_numbers = like.dtype == torch.int64 and not _has_nodes(node.args)
     if node.target is _PERMUTE and is_of_numbers and like.device.type == "cpu":
         whole = value.to(torch.int32)  # the same numbers, in less memory
-        return _Draw(node, whole[: _num_taken(node, len(whole))].clone(), _permutes(whole))
+        return _Draw(node, whole[: _num_taken(node, len(whole))], _permutes(whole))
     if node.target not in _FILLS and not _has_nodes(node.args):
         sample: Any = node.target
         args, kwargs = node.args, node.kwargs
@@ -157,8 +159,18 @@ def _draw(node: fx.Node) -> _Draw | None:
 
 
 def _permutes(whole: Tensor) -> Fill:
-    """What fills a tensor with the first entries of a permutation, which is drawn to its end."""
-    return lambda tensor: tensor.copy_(torch.randperm(len(whole), out=whole)[: len(tensor)])
+    """What fills a tensor with the first entries of a permutation, which is drawn to its end.
+
+    Where the tensor is a view of them they are drawn in their place.
+    """
+    place = whole.data_ptr()
+
+    def fill(tensor: Tensor) -> None:
+        torch.randperm(len(whole), out=whole)
+        if tensor.data_ptr() != place:
+            tensor.copy_(whole[: len(tensor)])
+
+    return fill
 
 
 def _num_taken(node: fx.Node, size: int) -> int:
