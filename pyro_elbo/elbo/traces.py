@@ -35,7 +35,7 @@ def is_enumerating(pair: Pair) -> bool:
 
 def awaits_enumeration(pair: Pair) -> bool:
     """Whether a site of a trace pair is to be enumerated, and was not."""
-    return any(any(awaiting(trace)) for trace in pair)
+    return any(_sites_of(trace).asking and any(awaiting(trace)) for trace in pair)
 
 
 def awaiting(trace: Any) -> Iterator[str]:
