@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_elbo import TraceEntropy_ELBO, TraceGap_ELBO, TraceKL_ELBO
 from pyro_elbo.errors import UnsupportedSiteError
+from pyro_elbo.evidence import ImportanceWeighting
 
 LOSSES = (TraceGap_ELBO, TraceEntropy_ELBO, TraceKL_ELBO)
 MANY = {"num_particles": 5, "vectorize_particles": True}
@@ -131,3 +132,47 @@ def test_a_point_that_rounds_otherwise_alone_is_no_mixing(loss):
         pyro.sample("w", dist.Delta(rounded(z), log_density=torch.tensor(-0.7)))
 
     assert loss(**MANY, max_plate_nesting=0).decompose(model, guide).elbo.isfinite()
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_samples_that_lie_close_together_are_no_proof(size):
+    """A default AutoNormal draws within 0.1 of a point, so that a mean is nearly each of them."""
+
+    def mixing(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.mean(), 1.0), obs=x)
+
+    torch.set_default_dtype(torch.float32)
+    for seed in range(60):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        elbo = TraceKL_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+        with pytest.raises(UnsupportedSiteError, match="site 'x'"):
+            elbo.decompose(mixing, AutoNormal(mixing), torch.randn(5))
+
+
+def test_evidence_of_samples_that_lie_close_together_is_estimated_one_by_one():
+    def mixing(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.mean(), 1.0), obs=x)
+
+    torch.set_default_dtype(torch.float32)
+    for seed in range(60):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        guide = AutoNormal(mixing)
+        with pytest.warns(UserWarning, match="than at each alone"):
+            ImportanceWeighting(num_samples=2).estimate(mixing, guide, torch.randn(5))
+
+
+def test_a_program_is_looked_at_where_its_samples_are_and_farther_apart(x):
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        program(RIGHT["first from the right"])(x)
+
+    TraceGap_ELBO(**MANY, max_plate_nesting=1).decompose(counted, guide, x.double())
+    assert len(calls) == 6

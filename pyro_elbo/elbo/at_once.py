@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
 
 from ..errors import UnsupportedSiteError
 from ..site_terms import PARTICLES
@@ -19,33 +20,62 @@ from .sites import has_base
 from .traces import Pair, sample_sites
 from .tracing import trace_pair
 
-__all__ = ["check_at_once"]
+__all__ = ["check_at_once", "moved"]
 
 COMPARED = 2
 
 
-def check_at_once(program: Program, pair: Pair) -> None:
+def check_at_once(program: Program, pair: Pair, again: Callable[[], Pair]) -> None:
     """Check the first samples of a plate of particles against runs with each alone.
 
     ``w[0]``, ``z.sum()`` or a matrix product that counts dims from the left mix the samples up,
-    often without an error. Of a program that has other numbers each time at the same values (a
-    dropout) nothing can be said.
+    often without an error. Where a guide draws them close together it hardly shows, so that samples
+    that are farther apart are looked at as well. Of a program that has other numbers each time at
+    the same values (a dropout) nothing can be said.
 
     Args:
         program: The program, without the plate.
         pair: Its traces in the plate.
+        again: Traces it in the plate again.
 
     Raises:
         UnsupportedSiteError: A site's log-density of a sample is not the one that it has alone.
     """
     with aside():
-        at_once = [_log_densities(trace) for trace in pair]
-        for at in range(COMPARED):
-            alone = [_log_densities(trace) for trace in _alone(program, pair, at)]
-            for sites, others in zip(at_once, alone, strict=True):
-                for name in sites.keys() & others.keys():
-                    if not _same(_of_particle(sites[name], at), others[name].value.sum()):
-                        _refuse(name, program, pair, at, others[name])
+        _compare(program, pair)
+        try:
+            with _Apart():
+                others = again()
+        except (ArithmeticError, RuntimeError, ValueError):  # it cannot be run there
+            return
+        _compare(program, others)
+
+
+def _compare(program: Program, pair: Pair) -> None:
+    at_once = [_log_densities(trace) for trace in pair]
+    for at in range(COMPARED):
+        alone = [_log_densities(trace) for trace in _alone(program, pair, at)]
+        for sites, others in zip(at_once, alone, strict=True):
+            for name in sites.keys() & others.keys():
+                if not _same(_of_particle(sites[name], at), others[name].value.sum()):
+                    _refuse(name, program, pair, at, others[name])
+
+
+def moved(msg: Any) -> Tensor | None:
+    """A sample, moved by about 1, of a site that can have any real value; else ``None``."""
+    fn = msg["fn"]
+    if site_is_subsample(msg) or has_base(fn, (Delta, TransformedDistribution)):
+        return None
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is not constraints.real:
+        return None
+    value: Tensor = fn(*msg["args"], **msg["kwargs"])
+    return value + torch.randn_like(value)
 
 
 class _Density:
@@ -107,6 +137,17 @@ def _value(site: Any, at: int) -> Any:
         return value
     dim -= fn.event_dim
     return value.select(dim, at if value.shape[dim] > 1 else 0)
+
+
+class _Apart(Messenger):
+    """Draws samples farther apart than their distributions do, where that is possible."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"]:
+            return
+        value = moved(msg)
+        if value is not None:
+            msg["value"], msg["done"] = value, True
 
 
 class _Given(Messenger):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -21,7 +22,8 @@ from .nonfinite import nonfinite_terms
 from .plan import Plan, plan_of
 from .recording import Particle, Record, record
 from .step import StepELBO
-from .traces import is_enumerating, sample_sites
+from .traces import Pair, is_enumerating, sample_sites
+from .tracing import trace_pair
 
 __all__ = ["ViewELBO"]
 
@@ -175,8 +177,12 @@ class ViewELBO(StepELBO):
     def _check_at_once(self, program: Program, branches: Sequence[Any]) -> None:
         is_due = self.vectorize_particles and self.num_particles > 1 and self._is_new
         if is_due and self._checks_at_once and not any(map(is_enumerating, branches)):
-            check_at_once(program, branches[0])
+            check_at_once(program, branches[0], partial(self._pair_at_once, program))
         self._is_new = False
+
+    def _pair_at_once(self, program: Program) -> Pair:
+        model, guide = map(self._vectorized_num_particles, (program.model, program.guide))
+        return trace_pair(model, guide, program.args, program.kwargs)
 
     def _watch_minibatches(self, model_trace: Any) -> None:
         for name, plate in self._minibatches.see(sample_sites(model_trace), self._weights()):
