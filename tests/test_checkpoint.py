@@ -223,6 +223,17 @@ def test_a_checkpoint_of_another_program_is_refused(guide, match, tmp_path):
     assert svi.loss.__self__.step_count == 1
 
 
+def test_another_optimiser_is_refused(tmp_path):
+    adam, sgd = pyro.optim.Adam({"lr": 0.1}), pyro.optim.SGD({"lr": 0.1})
+    quiet(make(optim=adam), X, num_steps=2, callbacks=[Checkpoint(tmp_path / "run")])
+    svi = make(optim=sgd)
+    svi.step(X)
+    before = leaves()
+    with pytest.raises(ValueError, match="'optim' of the checkpoint is Adam, here it is SGD"):
+        quiet(svi, X, num_steps=9, resume=tmp_path / "run")
+    assert all(torch.equal(leaves()[name], before[name]) for name in before)
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "run"
     quiet(make(), X, num_steps=2, callbacks=[Checkpoint(path)])

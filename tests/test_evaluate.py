@@ -1,5 +1,7 @@
 """Evaluation leaves everything as it was."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -141,6 +143,24 @@ def test_held_out_data_are_evaluated_and_training_is_the_same(reduction, factor)
     again = EvaluateOn(batches=[X[:4], X[4:]], every=1, seed=5)
     fit(svi, X, num_steps=1, callbacks=[again], progress=False)
     assert factor * again.latest == pytest.approx(held_out.latest, rel=0.5)
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_the_numbers_of_one_minibatch_are_said_to_be(size):
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=size) as index:
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x[index, 0])
+
+    pyro.clear_param_store()
+    svi = SVI(model, AutoNormal(model), Adam({"lr": 0.05}), TraceKL_ELBO())
+    svi.step(X)
+    with warnings.catch_warnings(record=True, action="always") as said:
+        evaluate(svi, X)
+        evaluate(svi, batches=[X, X])
+    assert [str(one.message)[:44] for one in said] == (
+        ["evaluate: plate 'data' has 3 of its 12 data,"] if size < len(X) else []
+    )
 
 
 def test_bad_input_is_said():

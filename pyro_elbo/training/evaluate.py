@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ..evidence.modes import at_rest, check_made, forgetting, in_eval_mode
+from ..site_terms import subsampling
 from ..summary import summary_of
+from ..terms import ELBOTerms
 from .feed import Feed
 from .history import History
 from .recorder import Recorder
@@ -36,6 +39,10 @@ def evaluate(
         A row for each batch, in nats. Where the model has the batch's data alone, the data set's
         ELBO is the sum of the column; where a plate scales batches of one size up to the data set,
         its mean.
+
+    Warns:
+        UserWarning: A plate has a part of its data (``subsample_size``): the numbers are those of
+            one minibatch, and the same each time.
 
     Raises:
         ValueError: There are no batches; or the guide is an AutoGuide that has not run yet.
@@ -66,8 +73,25 @@ def evaluate(
         with forgetting(), in_eval_mode(*programs), at_rest(loss), torch.no_grad():
             for step, given in enumerate(Feed(args, kwargs, batches, 1), 1):
                 value = stepper.evaluate_loss(*given.args, **given.kwargs)
-                summary = summary_of(loss.terms) if hasattr(loss, "decompose") else None
+                terms = loss.terms if hasattr(loss, "decompose") else None
+                summary = None if terms is None else summary_of(terms)
                 recorder.add({"step": step, "epoch": 0}, value, summary)
     finally:
         before.restore(generators)
+    if batches is None and terms is not None:
+        _warn_of_minibatches(terms)
     return recorder.history()
+
+
+def _warn_of_minibatches(terms: ELBOTerms) -> None:
+    atoms = (atom for site in terms.sites.values() for atom in site.atoms)
+    frames = {frame.name: frame for atom in atoms for frame in atom.stack}
+    for name, frame in frames.items():
+        if subsampling(frame) != 1:
+            warnings.warn(
+                f"evaluate: plate {name!r} has {frame.size} of its {frame.full_size} data, so that "
+                "these are the numbers of one minibatch; for those of all data evaluate a stepper "
+                "whose model has no subsample_size, or take the mean over batches=...",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -77,6 +77,7 @@ class StepperState:
             "params": {name: store["params"][name].detach() for name in known},
             "constraints": {name: encode(store["constraints"][name]) for name in known},
             "optims": optims,
+            "updates": {name: _updates(optim) for name, optim in self._optims.items()},
             "modules": {name: dict(m.state_dict()) for name, m in self._modules.items()},
             "loss": _state_of(self._loss),
             "stepper": _state_of(self._stepper),
@@ -102,6 +103,13 @@ class StepperState:
         for name, parameter in seen.items():
             _check_like(f"parameter {name!r}", state["params"][name], parameter)
         _check_names("optimisers", state["optims"], self._optims)
+        for name, optim in self._optims.items():
+            was, now = state.get("updates", {}).get(name), _updates(optim)  # old files have none
+            if was not in (None, now):
+                raise ValueError(
+                    f"the optimiser {name!r} of the checkpoint is {was}, here it is {now}, which "
+                    "cannot go on from its averages; give the same one"
+                )
         _check_names("stop rules", state["stepper"], _state_of(self._stepper))
         _check_names("modules", state["modules"], self._modules, "Checkpoint(modules={name: ...})")
         for name, module in self._modules.items():
@@ -138,6 +146,11 @@ class StepperState:
 
 def _state_of(thing: Any) -> State:
     return thing.state_dict() if hasattr(thing, "state_dict") else {}
+
+
+def _updates(optim: Any) -> str:
+    """How an optimiser moves parameters, by name."""
+    return str(getattr(optim.pt_optim_constructor, "__name__", "unknown"))
 
 
 def _optims(stepper: Any) -> dict[str, Any]:
