@@ -37,7 +37,8 @@ class Arguments(NamedTuple):
     @property
     def key(self) -> Any:
         """What a graph depends on: all but the values in the tensors."""
-        return self.rest, [*map(_KIND, self.tensors)], [*map(Tensor.stride, self.tensors)]
+        negated = [*map(Tensor.is_neg, self.tensors)]
+        return self.rest, [*map(_KIND, self.tensors)], [*map(Tensor.stride, self.tensors)], negated
 
     @property
     def callables(self) -> list[Any]:

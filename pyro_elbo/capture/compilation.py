@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from .library import library_path, load_or_build
 from .merging import merged
 from .private import compile_graph, has_compiler, read_headers
+from .shapes import unfilled
 from .tape import Outputs
 
 __all__ = ["Compilation", "Compiler"]
@@ -108,7 +109,7 @@ class Compilation:
             self._library = library_path(graph, inputs, compiler.folder)
         self.why_not = compiler.why_not(len(graph.graph.nodes), self._library)
         if not self.why_not:
-            self._begin(graph, [tensor.clone() for tensor in inputs], compiler)
+            self._begin(graph, [*map(unfilled, inputs)], compiler)
 
     def _begin(self, graph: fx.GraphModule, inputs: Sequence[Tensor], compiler: Compiler) -> None:
         try:

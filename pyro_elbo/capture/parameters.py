@@ -8,13 +8,30 @@ from operator import attrgetter, is_
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "check_alone"]
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
 _HOOKS = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 _KIND = attrgetter("requires_grad", "shape")
+
+
+def check_alone(tensors: Sequence[Tensor]) -> None:
+    """Check that tensors, which several steps are to take, are not moved by the steps.
+
+    Raises:
+        TypeError: One shares memory with a parameter of the store.
+    """
+    dense = [tensor for tensor in tensors if tensor.layout is torch.strided]
+    places = {tensor.untyped_storage().data_ptr() for tensor in dense}
+    for name, parameter in pyro.get_param_store()._params.items():
+        if parameter.untyped_storage().data_ptr() in places:
+            raise TypeError(
+                f"an argument shares memory with parameter {name!r}, so that each step of a call "
+                "changes it; pass a copy of it, or take one step a call"
+            )
 
 
 class Watch:

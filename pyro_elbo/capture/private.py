@@ -130,7 +130,6 @@ def _code_of(
         mode: What those are of.
     """
     from torch._dispatch.python import enable_python_dispatcher
-    from torch._functorch.compile_utils import fx_graph_cse
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
 
@@ -145,7 +144,6 @@ def _code_of(
     if not is_functional(simple.graph):
         return None
     simple.graph.eliminate_dead_code()
-    simple.graph = fx_graph_cse(simple.graph)
     for copy in simple.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         simple.graph.output_node().prepend(copy)
     simple = _recursive_joint_graph_passes(simple, input_device=torch.device("cpu"))

@@ -126,6 +126,11 @@ class Program:
         self._numbers = torch.zeros(count * self.size, dtype=torch.float64)
         self._written = self._numbers.numpy()
         own = self._inputs(arguments, flat)
+        if any(tensor.is_neg() or tensor.is_conj() for tensor in own):
+            raise NotImplementedError(
+                "a tensor is a view that negates what it is a view of; pass tensor.resolve_neg(), "
+                "or resolve_conj()"
+            )
         self.compilation = Compilation(self.step.graph, own, compiler)
 
     def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:

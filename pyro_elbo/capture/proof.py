@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .flat import FlatParameters
+from .shapes import copied
 from .step import StepGraph
 from .tape import Outputs
 
@@ -41,7 +42,7 @@ def proves(compiled: Run, step: StepGraph, inputs: Sequence[Tensor], flat: FlatP
 def _families(
     run: Run, step: StepGraph, inputs: Sequence[Tensor], flat: FlatParameters
 ) -> dict[str, list[Tensor]]:
-    own = [tensor.clone() for tensor in inputs]
+    own = [*map(copied, inputs)]
     with torch.random.fork_rng(), torch.no_grad():
         steps = [[*map(torch.as_tensor, given)] for given in step.steps(run(*own))]
     vectors = iter(own[1 : 1 + len(flat.vectors)])

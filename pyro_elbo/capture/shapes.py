@@ -9,7 +9,25 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-__all__ = ["is_plain", "largest", "values_of"]
+__all__ = ["copied", "is_plain", "largest", "unfilled", "values_of"]
+
+
+def unfilled(tensor: Tensor) -> Tensor:
+    """A tensor that lies in memory as another does, of its own memory, without its numbers."""
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
+    like: dict[str, Any] = {"dtype": tensor.dtype, "device": tensor.device}
+    return torch.empty_strided(tensor.shape, tensor.stride(), **like)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as a tensor does; itself where its entries are one in memory."""
+    if tensor.layout is not torch.strided:
+        return tensor.clone()
+    shape, strides = tensor.shape, tensor.stride()
+    if any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
+        return tensor
+    return unfilled(tensor).copy_(tensor)
 
 
 def largest(module: fx.GraphModule, inputs: Sequence[Tensor]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import chain
@@ -21,6 +22,8 @@ __all__ = ["Surroundings"]
 _LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "contextlib"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _END = (object(),)
+_OBJECTS = (Messenger, SimpleNamespace, Namespace, UserDict, UserList)
+_DEFAULTS = attrgetter("__defaults__", "__kwdefaults__")
 MOST = 50_000
 
 _Book = Callable[[], Iterable[Any]]
@@ -32,9 +35,9 @@ class Surroundings:
 
     Found are modules, functions of one's own, what their closures and globals are, methods and
     partial functions, poutine handlers, one's own classes and their objects, attributes of one's
-    own modules and functions, namespaces, and lists, sets, tuples and dicts of these. An object of
-    a library is taken for what it was, and so is one of its kind in its place, but for arrays and
-    distributions.
+    own modules and functions, namespaces, and lists, deques, sets, tuples and dicts of these. An
+    object of a library is taken for what it was, and so is one of its kind in its place, but for
+    distributions and for an array in another's place; the entries of an array are not looked at.
 
     Args:
         held: Says what there is to begin with: model, guide, settings.
@@ -138,11 +141,11 @@ class Surroundings:
             yield from self._noted(thing.values, thing)
             if id(thing) not in self._of_modules:
                 self._noted(thing.keys)
-        elif isinstance(thing, (list, set)):
+        elif isinstance(thing, (list, set, deque)):
             yield from self._noted(thing.__iter__, thing)
         elif isinstance(thing, tuple):
             yield from thing
-        elif isinstance(thing, (Messenger, SimpleNamespace, Namespace)) or _is_own(thing):
+        elif isinstance(thing, _OBJECTS) or _is_own(thing):
             yield from self._of_object(thing)
 
     def _noted(self, book: _Book, *sized: Any) -> list[Any]:
@@ -154,6 +157,8 @@ class Surroundings:
     def _of_object(self, thing: Any) -> Iterator[Any]:
         if hasattr(thing, "__dict__"):
             yield from self._noted(vars(thing).values, vars(thing))
+        if slots := [name for name in _slots(type(thing)) if hasattr(thing, name)]:
+            yield from self._noted(partial(map, partial(getattr, thing), slots))
         yield type(thing)
 
     def _of_function(self, function: FunctionType) -> Iterator[Any]:
@@ -170,7 +175,14 @@ class Surroundings:
             yield from self._noted(partial(map, vars(module).get, used))
         if vars(function):
             yield from self._noted(vars(function).values, vars(function))
-        yield from (function.__defaults__, function.__kwdefaults__)
+        yield from self._noted(partial(_DEFAULTS, function))
+
+
+def _slots(cls: type) -> list[str]:
+    """The slots of a class and of those that it is made from."""
+    own = [one for one in cls.__mro__ if not _is_of_library(one.__module__)]
+    slots = [vars(one).get("__slots__", ()) for one in own]
+    return [name for some in slots for name in ([some] if isinstance(some, str) else some)]
 
 
 def _modes() -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from ..capture.compilation import Compiler
 from ..capture.evaluation import Evaluation, put_back, weights_ahead
 from ..capture.flat import FlatParameters
 from ..capture.library import folder_of
+from ..capture.parameters import check_alone
 from ..capture.program import Outcome, Program
 from ..elbo.tracers import ParamCapture
 from ..summary import Summary
@@ -158,7 +159,10 @@ class CompiledSVI(SVI):
 
     def _given(self, left: int, args: Any, kwargs: Any) -> Given | None:
         try:
-            return arguments_of(args, kwargs), weights_ahead(self._elbo, left)
+            arguments = arguments_of(args, kwargs)
+            if self.steps_per_call > 1:
+                check_alone(arguments.tensors)
+            return arguments, weights_ahead(self._elbo, left)
         except TypeError as error:
             self._go_on_eagerly(str(error))
             return None
