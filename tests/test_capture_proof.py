@@ -11,7 +11,7 @@ from pyro.optim import SGD, Adam, AdamW, PyroOptim
 from torch import nn
 
 from pyro_elbo import CompiledSVI, TraceKL_ELBO
-from pyro_elbo.capture import compilation
+from pyro_elbo.capture import compilation, proof
 
 X = torch.tensor([0.5, -1.0, 2.0])
 NUM_STEPS = 8
@@ -117,6 +117,16 @@ def test_a_compiler_that_rounds_is_not(monkeypatch, optim, steps_per_call, dtype
     torch.set_default_dtype(dtype)
     svi, _, _ = trained(CompiledSVI, optim, steps_per_call=steps_per_call)
     assert "compiled in" in svi.explain()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_entry_beside_large_ones_is_compared(dtype):
+    right = torch.tensor([1.0, 1e-3, 0.0], dtype=dtype)
+    eps = torch.finfo(dtype).eps
+    for entry, off, is_near in ((1, 0.1 * 1e-3, False), (1, 30 * eps, True), (2, 30 * eps, True)):
+        other = right.clone()
+        other[entry] += off
+        assert proof._is_near(right, other, 1.0) is is_near
 
 
 def test_the_comparison_leaves_everything_where_it_was(monkeypatch):

@@ -49,6 +49,9 @@ _CONFIG = {
     "alignment_asserts": False,
 }
 _SCALAR = {"cpp.simdlen": 1}  # half of the code: no step of few numbers is longer for it
+_UNFUSED = {"max_fusion_size": 1}
+"""Torch joins loops that read a tensor by its place in memory with those that write it, wrongly."""
+
 _HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _COMPILING = Lock()
 READER = "pyro_elbo-headers"
@@ -89,7 +92,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
 
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of parts of itself
+        _ignore_own_warnings()
         from torch._functorch import config as functorch_config
         from torch._inductor import config
         from torch._inductor.virtualized import V
@@ -101,7 +104,7 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         with (
             tracing(TracingContext(mode)),  # else that cache is not asked
             V.set_fake_mode(mode),
-            config.patch(_options(largest(graph, inputs))),
+            config.patch(_options(largest(graph, inputs)) | _for_places(graph)),
             functorch_config.patch(enable_autograd_cache=False),
             _large_products(),
             _headers_read_once(),
@@ -110,6 +113,12 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             if code is None:
                 code = _code_after_rewriting(graph, like[len(own) :])
     return _direct(code, [*own.values()])
+
+
+def _ignore_own_warnings() -> None:
+    """Torch's compiler calls parts of torch that are to go, which whoever compiles cannot mend."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _direct(code: Any, constants: Sequence[Tensor]) -> Compiled:
@@ -236,6 +245,12 @@ def _options(size: int) -> dict[str, Any]:
     return {**_CONFIG, **(_SCALAR if size <= _LOOPED else {})}
 
 
+def _for_places(graph: fx.GraphModule) -> dict[str, Any]:
+    """How a graph is compiled that asks where in memory an entry is."""
+    places = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
+    return _UNFUSED if any(node.target in places for node in graph.graph.nodes) else {}
+
+
 def _begin_to_read() -> None:
     """Begin, in a thread, to precompile the headers of kernels."""
     from torch._inductor import codecache
@@ -279,13 +294,14 @@ def build_library(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -
 
 def _built(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torch")  # of parts of itself
+        _ignore_own_warnings()
+        warnings.filterwarnings("ignore", module="torch")
         from torch._inductor import aoti_compile_and_package, config
         from torch._inductor.constant_folding import constant_fold
 
         constant_fold(graph)
         program = torch.export.export(graph, tuple(inputs))
-        with config.patch(_CONFIG), _large_products():
+        with config.patch(_CONFIG | _for_places(graph)), _large_products():
             aoti_compile_and_package(program, package_path=str(path))
 
 

@@ -24,9 +24,11 @@ Families = Mapping[str, Sequence[Tensor]]
 def proves(compiled: Run, step: StepGraph, inputs: Sequence[Tensor], flat: FlatParameters) -> bool:
     """Whether a compiled step gives and moves what its graph gives and moves, up to rounding.
 
-    Each tensor may be off by ten times the root of its precision, of its own largest entry, and by
-    the precision to the power 3/4, of the largest entry of its family: a gradient that is 0 beside
-    one that is not is rounding alone. A move counts by the size of the state that it came from.
+    Each entry may be off by ten times the root of its precision, of its own size; by ten times the
+    precision to the power 3/4, of the largest entry of its tensor (a latent's part of a vector of
+    all is none the less compared); and by that power, of the largest of its family: a gradient that
+    is 0 beside one that is not is rounding alone. A move counts by the size of the state that it
+    came from.
 
     Args:
         compiled: What the graph was compiled to.
@@ -73,8 +75,8 @@ def _is_near(right: Tensor, other: Tensor, most: float) -> bool:
     if not right.is_floating_point():
         return torch.equal(right, other)
     eps = torch.finfo(right.dtype).eps
-    bound = RELATIVE * eps**0.5 * _largest(right) + eps**0.75 * most
-    return torch.allclose(other, right, rtol=0.0, atol=bound, equal_nan=True)
+    bound = eps**0.75 * (RELATIVE * _largest(right) + most)
+    return torch.allclose(other, right, rtol=RELATIVE * eps**0.5, atol=bound, equal_nan=True)
 
 
 def _largest(tensor: Tensor) -> float:
