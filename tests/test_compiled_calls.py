@@ -140,9 +140,10 @@ def test_fit_has_a_row_for_each_step(without_compiling):
 def test_a_number_of_steps_that_is_no_multiple_and_one_that_is_none():
     with pytest.raises(ValueError, match=r"num_steps=7 is no multiple .* steps_per_call=5"):
         fit(start(steps_per_call=SIZE), X, num_steps=7)
-    for number in (0, 1.5, -3):
-        with pytest.raises(ValueError, match="steps_per_call must be an integer >= 1"):
-            start(steps_per_call=number)
+    for name in ("steps_per_call", "max_nodes"):
+        for number in (0, 1.5, -3, None):
+            with pytest.raises(ValueError, match=f"{name} must be an integer >= 1"):
+                start(**{name: number})
 
 
 def test_a_compiler_in_the_background_takes_over(monkeypatch):

@@ -170,3 +170,5 @@ def test_bad_input_is_said():
         EvaluateOn(X, every=0)
     with pytest.raises(RuntimeError, match="nothing was evaluated yet"):
         EvaluateOn(X).latest  # noqa: B018
+    with pytest.raises(TypeError, match="takes a stepper, .* and no function"):
+        evaluate(lambda x: None, X)

@@ -22,7 +22,7 @@ from .tape import Outputs
 
 __all__ = ["Compilation", "Compiler"]
 
-SECONDS, SECONDS_PER_NODE = 10.0, 0.01
+SECONDS, SECONDS_PER_NODE = 20.0, 0.03
 """What a library takes, roughly: whatever is in it, and for each operation."""
 
 ATTEMPTS = 3

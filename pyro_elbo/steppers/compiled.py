@@ -71,7 +71,7 @@ class CompiledSVI(SVI):
         max_nodes: The most operations of a graph that is compiled.
 
     Raises:
-        ValueError: ``steps_per_call`` is no integer >= 1.
+        ValueError: ``steps_per_call`` or ``max_nodes`` is no integer >= 1.
 
     Warns:
         UserWarning: Once: training goes on eagerly, or a graph is not compiled, and why.
@@ -95,9 +95,10 @@ class CompiledSVI(SVI):
         steps_per_call: int = 1,
         max_nodes: int = 20_000,
     ) -> None:
-        number: Any = steps_per_call
-        if not isinstance(number, Integral) or number < 1:
-            raise ValueError(f"steps_per_call must be an integer >= 1, not {number!r}")
+        counts: dict[str, Any] = {"steps_per_call": steps_per_call, "max_nodes": max_nodes}
+        for name, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(f"{name} must be an integer >= 1, not {count!r}")
         super().__init__(model, guide, optim, loss)
         self._elbo = loss
         self._has_terms = hasattr(loss, "decompose")

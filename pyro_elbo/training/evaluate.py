@@ -46,7 +46,7 @@ def evaluate(
 
     Raises:
         ValueError: There are no batches; or the guide is an AutoGuide that has not run yet.
-        TypeError: There are both arguments and batches.
+        TypeError: There are both arguments and batches; or what is given is no stepper.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -65,6 +65,11 @@ def evaluate(
         >>> len(held_out), held_out["kl"].round(3).tolist()
         (2, [0.29, 0.443])
     """
+    if not hasattr(stepper, "evaluate_loss"):
+        raise TypeError(
+            f"evaluate takes a stepper, as in evaluate(SVI(model, guide, optim, loss), x), and no "
+            f"{type(stepper).__name__}"
+        )
     recorder, generators = Recorder(), Feed(args, kwargs, batches, 1).generators
     before, loss = RNG.now(generators), loss_of(stepper)
     programs = getattr(stepper, "model", None), getattr(stepper, "guide", None)
