@@ -236,3 +236,24 @@ def test_a_change_of_what_is_held_is_seen_at_the_next_step(make_held):
         yield from (svi.step(X) for _ in range(4))
 
     assert_as_svi(case)
+
+
+class Weighed(TraceKL_ELBO):
+    def objective(self, reconstruction, kl_by_site):
+        return super().objective(reconstruction, kl_by_site) * getattr(self, "factor", 1.0)
+
+
+def test_a_setting_that_a_loss_gets_later_is_seen():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def case(make):
+        elbo = Weighed()
+        svi = make(model, guide, Adam({"lr": 0.05}), elbo)
+        yield from (svi.step(X) for _ in range(12))
+        elbo.factor = 3.0
+        yield from (svi.step(X) for _ in range(4))
+
+    assert_as_svi(case)

@@ -23,6 +23,7 @@ _LIBRARIES = {"torch", "pyro", "pyro_elbo", "numpy", "builtins", "functools", "c
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _END = (object(),)
 _OBJECTS = (Messenger, SimpleNamespace, Namespace, UserDict, UserList)
+_MODES = (torch.get_default_dtype, partial(torch.is_autocast_enabled, "cpu"))
 _DEFAULTS = attrgetter("__defaults__", "__kwdefaults__")
 MOST = 50_000
 
@@ -40,13 +41,13 @@ class Surroundings:
     distributions and for an array in another's place; the entries of an array are not looked at.
 
     Args:
-        held: Says what there is to begin with: model, guide, settings.
+        *held: Say what there is to begin with: model, guide, settings.
 
     Raises:
         ValueError: There is more than can be looked at before each step.
     """
 
-    def __init__(self, held: _Book) -> None:
+    def __init__(self, *held: _Book) -> None:
         self._books: list[_Book] = []
         self._values: list[list[Any]] = []
         self._sized: list[Any] = []
@@ -57,11 +58,11 @@ class Surroundings:
         self._tensors: list[Tensor] = []
         self._of_modules: set[int] = set()
         self._seen: dict[int, Any] = {}
-        self._visit(self._noted(held))
+        self._visit([thing for book in held for thing in self._noted(book)])
         found = {id(p): p for module in self.modules for p in module._parameters.values()}
         parameters = [parameter for parameter in found.values() if parameter is not None]
         self._noted(partial(map, attrgetter("requires_grad"), parameters))
-        self._noted(_modes)
+        self._noted(partial(map, call, _MODES))
         self._keep(self._values)
 
     @property
@@ -183,10 +184,6 @@ def _slots(cls: type) -> list[str]:
     own = [one for one in cls.__mro__ if not _is_of_library(one.__module__)]
     slots = [vars(one).get("__slots__", ()) for one in own]
     return [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-
-
-def _modes() -> tuple[Any, ...]:
-    return torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
 
 
 def _names_in(code: CodeType) -> list[str]:

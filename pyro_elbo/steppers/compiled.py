@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from numbers import Integral
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from .eager import Evaluated, Kinds, Ready, attempted, kind_of, ready_after, why
 __all__ = ["CompiledSVI"]
 
 MOST_PROGRAMS, MOST_CAPTURES = 8, 32
+
+_PROGRAMS = attrgetter("model", "guide")
 
 Given = tuple[Arguments, Sequence[Mapping[str, float]]]
 
@@ -281,14 +285,15 @@ class CompiledSVI(SVI):
         self, given: Given, named: Mapping[str, Tensor], moved: Mapping[str, Tensor]
     ) -> None:
         try:
-            self._ready.add(ready_after(*given, named, moved, self._held))
+            self._ready.add(ready_after(*given, named, moved, self._held()))
         except ValueError as error:
             self._go_on_eagerly(str(error))
 
-    def _held(self) -> list[Any]:
-        """What every step hangs on: the programs, and the loss's settings."""
-        settings = [value for name, value in vars(self._elbo).items() if name[0] != "_"]
-        return [self.model, self.guide, *settings]
+    def _held(self) -> list[Callable[[], Iterable[Any]]]:
+        """What says what every step hangs on: the programs, and the loss's settings."""
+        own = vars(self._elbo)
+        settings = [name for name in own if name[0] != "_"]
+        return [partial(_PROGRAMS, self), partial(map, own.get, settings), own.keys]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_programs": [], "_flat": None, "_ready": Kinds(), "_records": []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -101,7 +101,7 @@ def ready_after(
     weights: Sequence[Mapping[str, float]],
     named: Mapping[str, Tensor],
     moved: Mapping[str, Tensor],
-    held: Callable[[], list[Any]],
+    held: Sequence[Callable[[], Iterable[Any]]],
 ) -> Ready:
     """What is kept of an eager step.
 
@@ -110,13 +110,12 @@ def ready_after(
         weights: Its weights.
         named: What it asked for, by name.
         moved: What had gradients, by name.
-        held: What every step hangs on.
+        held: What says what every step hangs on.
 
     Raises:
         ValueError: The program holds too much.
     """
-    given = arguments.callables
-    around = Surroundings(lambda: [*held(), *given])
+    around = Surroundings(*held, arguments.callables.__iter__)
     watch = Watch(named, list(moved.values()))
     return Ready(kind_of(arguments, weights), moved, named, around, watch)
 
