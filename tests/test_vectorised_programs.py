@@ -134,6 +134,15 @@ def test_a_point_that_rounds_otherwise_alone_is_no_mixing(loss):
     assert loss(**MANY, max_plate_nesting=0).decompose(model, guide).elbo.isfinite()
 
 
+def mean_of(size):
+    def mixing(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.mean(), 1.0), obs=x)
+
+    return mixing
+
+
 SEEDS = [pytest.param(range(8, 20)), pytest.param(range(20, 80), marks=pytest.mark.slow)]
 
 
@@ -141,12 +150,7 @@ SEEDS = [pytest.param(range(8, 20)), pytest.param(range(20, 80), marks=pytest.ma
 @pytest.mark.parametrize("size", [1, 5])
 def test_samples_that_lie_close_together_are_no_proof(size, seeds):
     """A default AutoNormal draws within 0.1 of a point, so that a mean is nearly each of them."""
-
-    def mixing(x):
-        w = pyro.sample("w", dist.Normal(torch.zeros(size), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(w.mean(), 1.0), obs=x)
-
+    mixing = mean_of(size)
     torch.set_default_dtype(torch.float32)
     for seed in seeds:
         pyro.clear_param_store()
@@ -158,11 +162,7 @@ def test_samples_that_lie_close_together_are_no_proof(size, seeds):
 
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_evidence_of_samples_that_lie_close_together_is_estimated_one_by_one(seeds):
-    def mixing(x):
-        w = pyro.sample("w", dist.Normal(torch.zeros(5), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(w.mean(), 1.0), obs=x)
-
+    mixing = mean_of(5)
     torch.set_default_dtype(torch.float32)
     for seed in seeds:
         pyro.clear_param_store()

@@ -12,6 +12,7 @@ from .evaluation import Captured
 from .flat import FlatGroup, FlatParameters
 from .outputs import Reading
 from .private import trace_operations
+from .shapes import unfilled
 from .tape import Outputs
 
 __all__ = ["StepGraph", "step_graph"]
@@ -150,7 +151,7 @@ def _parts(graph: fx.Graph, value: fx.Node, group: FlatGroup) -> list[fx.Node]:
 
 def _examples(source: fx.Graph) -> list[Tensor]:
     output = next(node for node in source.nodes if node.op == "output")
-    return [_example(node) for node in output.args[0]]
+    return [unfilled(node.meta["val"]) for node in output.args[0]]
 
 
 def _places_of(source: fx.Graph, flat: FlatParameters) -> list[_Place]:
@@ -200,11 +201,6 @@ def _update_graph(
     graph = trace_operations(update, numbers, *flats, *examples, *last)
     graph.graph.eliminate_dead_code()
     return graph.graph
-
-
-def _example(node: fx.Node) -> Tensor:
-    like = node.meta["val"]
-    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
 
 
 def _joined(grads: Sequence[Tensor], flat: FlatParameters) -> list[Tensor]:

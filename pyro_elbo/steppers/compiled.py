@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,13 +25,11 @@ from ..capture.parameters import check_alone
 from ..capture.program import Outcome, Program
 from ..elbo.tracers import ParamCapture
 from ..summary import Summary
-from .eager import Evaluated, Kinds, Ready, attempted, kind_of, ready_after, why_not
+from .eager import Evaluated, Kinds, Ready, attempted, held_by, kind_of, ready_after, why_not
 
 __all__ = ["CompiledSVI"]
 
 MOST_PROGRAMS, MOST_CAPTURES = 8, 32
-
-_PROGRAMS = attrgetter("model", "guide")
 
 Given = tuple[Arguments, Sequence[Mapping[str, float]]]
 
@@ -285,15 +281,9 @@ class CompiledSVI(SVI):
         self, given: Given, named: Mapping[str, Tensor], moved: Mapping[str, Tensor]
     ) -> None:
         try:
-            self._ready.add(ready_after(*given, named, moved, self._held()))
+            self._ready.add(ready_after(*given, named, moved, held_by(self, self._elbo)))
         except ValueError as error:
             self._go_on_eagerly(str(error))
-
-    def _held(self) -> list[Callable[[], Iterable[Any]]]:
-        """What says what every step hangs on: the programs, and the loss's settings."""
-        own = vars(self._elbo)
-        settings = [name for name in own if name[0] != "_"]
-        return [partial(_PROGRAMS, self), partial(map, own.get, settings), own.keys]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_programs": [], "_flat": None, "_ready": Kinds(), "_records": []}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,9 +16,19 @@ from ..capture.program import Outcome, Program
 from ..capture.surroundings import Surroundings
 from ..summary import Summary, summary_of
 
-__all__ = ["Evaluated", "Kinds", "Ready", "attempted", "kind_of", "ready_after", "why_not"]
+__all__ = [
+    "Evaluated",
+    "Kinds",
+    "Ready",
+    "attempted",
+    "held_by",
+    "kind_of",
+    "ready_after",
+    "why_not",
+]
 
 MOST_KINDS, MOST_LOST = 8, 32
+_PROGRAMS = attrgetter("model", "guide")
 
 
 class Evaluated:
@@ -94,6 +106,13 @@ class Kinds:
         """Forget a step, now that one of its kind is captured."""
         self._ready.remove(ready)
         self._num_lost = 0
+
+
+def held_by(stepper: Any, loss: Any) -> list[Callable[[], Iterable[Any]]]:
+    """What says what every step hangs on: the programs, and the loss's settings."""
+    own = vars(loss)
+    settings = [name for name in own if name[0] != "_"]
+    return [partial(_PROGRAMS, stepper), partial(map, own.get, settings), own.keys]
 
 
 def ready_after(
