@@ -23,7 +23,7 @@ from .tape import Outputs
 __all__ = ["Compilation", "Compiler"]
 
 SECONDS, SECONDS_PER_NODE = 20.0, 0.02
-"""What a library takes, roughly, whatever is in it, and for each operation: 25 s for 269 of them."""
+"""What a library takes, roughly: whatever is in it, and for each operation; 25 s for 269."""
 
 ATTEMPTS = 3
 """Rounding can put a step on the other side of a kink, but hardly so often in a row."""
