@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -139,11 +141,21 @@ class WeightMessenger(Messenger):
         self.weighed.add(msg["name"])
         msg["beta"] = weight = self.weights.of(msg["name"])
         if is_zero(weight):
-            msg["unweighted_mask"], msg["mask"] = msg["mask"], False
+            msg["unweighted_mask"], msg["mask"] = self._mask_in_the_end(msg), False
         else:
             scale = msg["scale"]
             msg["scale"] = weight * scale
             msg["scales"] = scale, msg["scale"]
+
+    def _mask_in_the_end(self, msg: Any) -> Any:
+        """The mask that a site will have once the handlers around this one have seen it."""
+        mask = msg["mask"]
+        for frame in reversed(_PYRO_STACK[: _PYRO_STACK.index(self)]):
+            if isinstance(frame, BlockMessenger) and frame.hide_fn(msg):
+                break
+            if isinstance(frame, MaskMessenger):
+                mask = frame.mask if mask is None else frame.mask & mask
+        return mask
 
     def _weighs(self, msg: Site) -> bool:
         if self.role == "guide":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -80,7 +82,6 @@ LEAVES = {
     "numpy": lambda b: torch.as_tensor(b.detach().numpy().copy()),
     "branch": lambda b: 1.0 if b > 1 else 0.0,
     "list": lambda b: torch.tensor(b.reshape(1).tolist()).sum(),
-    "tensor": lambda b: torch.tensor(b),
     "written": written,
     "added": added,
 }
@@ -92,6 +93,43 @@ LEAVES = {
 def test_a_value_that_leaves_the_tracked_tensors_proves_nothing(name):
     plan = TraceKL_ELBO().plan(chain, untracked(LEAVES[name]))
     assert (plan["a"].kl, plan["b"].kl, plan["c"].kl) == ("exact", "sampled", "sampled")
+
+
+def negative(b: torch.Tensor) -> torch.Tensor:
+    return -b
+
+
+def scripted(b):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(negative)(b)
+
+
+BELOW = {
+    "scripted": scripted,
+    "vmap": lambda b: torch.func.vmap(lambda t: -t)(b.reshape(1))[0],
+    "grad": torch.func.grad(lambda t: -0.5 * t * t),
+    "dlpack": lambda b: torch.from_dlpack(b.detach()),
+    "tensor": lambda b: torch.tensor(b),
+    "data": lambda b: -b.data,
+}
+
+
+@pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
+@pytest.mark.filterwarnings("ignore:.*copy construct:UserWarning")
+@pytest.mark.parametrize("name", BELOW)
+def test_a_value_is_followed_below_pythons_functions(name):
+    assert TraceKL_ELBO().plan(chain, untracked(BELOW[name]))["b"].kl == "sampled"
+
+    def in_the_model():
+        a = pyro.sample("a", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("c", dist.Normal(BELOW[name](a), 1.0))
+
+    def guide():
+        c = pyro.sample("c", dist.Normal(torch.ones(()), 0.7))
+        pyro.sample("a", dist.Normal(-c, 0.4))
+
+    assert TraceKL_ELBO().plan(in_the_model, guide)["c"].kl == "sampled"
 
 
 CASES = {

@@ -25,7 +25,7 @@ __all__ = ["check_at_once", "moved"]
 COMPARED = 2
 
 
-def check_at_once(program: Program, pair: Pair, again: Callable[[], Pair]) -> None:
+def check_at_once(program: Program, pair: Pair | None, again: Callable[[], Pair]) -> None:
     """Check the first samples of a plate of particles against runs with each alone.
 
     ``w[0]``, ``z.sum()`` or a matrix product that counts dims from the left mix the samples up,
@@ -35,14 +35,15 @@ def check_at_once(program: Program, pair: Pair, again: Callable[[], Pair]) -> No
 
     Args:
         program: The program, without the plate.
-        pair: Its traces in the plate.
-        again: Traces it in the plate again.
+        pair: Its traces in the plate; ``None`` where those have enumerated sites.
+        again: Traces it in the plate again, what it may enumerate sampled.
 
     Raises:
         UnsupportedSiteError: A site's log-density of a sample is not the one that it has alone.
     """
     with aside():
-        _compare(program, pair)
+        if pair is not None:
+            _compare(program, pair)
         try:
             with _Apart():
                 others = again()

@@ -176,8 +176,9 @@ class ViewELBO(StepELBO):
 
     def _check_at_once(self, program: Program, branches: Sequence[Any]) -> None:
         is_due = self.vectorize_particles and self.num_particles > 1 and self._is_new
-        if is_due and self._checks_at_once and not any(map(is_enumerating, branches)):
-            check_at_once(program, branches[0], partial(self._pair_at_once, program))
+        if is_due and self._checks_at_once:
+            sampled = None if any(map(is_enumerating, branches)) else branches[0]
+            check_at_once(program, sampled, partial(self._pair_at_once, program))
         self._is_new = False
 
     def _pair_at_once(self, program: Program) -> Pair:

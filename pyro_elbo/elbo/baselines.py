@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from pyro.distributions.util import detach
 from torch import Tensor
 
-__all__ = ["Baseline", "averages", "averages_kept"]
+from ..errors import UnsupportedSiteError
+
+__all__ = ["Baseline", "averages", "averages_kept", "check_averages"]
 
 _PREFIX = "__baseline_avg_downstream_cost_"
 
@@ -35,6 +37,24 @@ def averages_kept() -> Iterator[None]:
             del store[name]
         for name, value in before.items():
             store[name] = value
+
+
+def check_averages(guide: Mapping[str, Any]) -> None:
+    """Check that no site of a guide that enumerates in sequence has a decaying average.
+
+    Raises:
+        UnsupportedSiteError: One has. The average of one value's costs would be taken from those
+            of the next, at the same sample, on which a baseline must not depend.
+    """
+    for name, site in guide.items():
+        baseline = Baseline.of(site)
+        if baseline is not None and baseline.use_decaying_avg_baseline:
+            raise UnsupportedSiteError(
+                name,
+                "its baseline is a decaying average, and the guide enumerates in sequence: the "
+                "average over one value's costs would depend on the sample that the next one sees",
+                "use infer={'enumerate': 'parallel'} there, or a baseline without the average",
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ its parents held), and where both sides have the same plates, scale and mask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +16,19 @@ import torch
 from pyro.distributions import Delta, Independent, MaskedDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
+from torch.distributions import (
+    Categorical,
+    HalfCauchy,
+    HalfNormal,
+    OneHotCategorical,
+    kl_divergence,
+)
 
 from ..weighting import unweighted, weighed
 from .cost import Cost
 from .dependencies import Order
 from .sites import LatentSite, has_base, same_mask, same_scale
+from .supports import flat, takes_gradient
 from .symbols import is_enumerated
 
 __all__ = ["Choice", "Form", "choose", "closed_entropy"]
@@ -78,6 +86,8 @@ def _choose_kl(site: LatentSite, order: Order) -> Choice:
     hidden = has_base(prior["fn"], (Delta, MaskedDistribution))
     if hidden or _folds(site.guide) or _folds(prior["fn"]):
         return Choice(None, f"{pair} has no closed form")
+    if _are_learnt(_transforms(site.guide), _transforms(prior["fn"])):
+        return Choice(None, f"the transforms of {pair} take gradients")
     if _dims_clash(prior, guide):
         return Choice(None, "pyro.markov gives one dim two meanings in model and guide")
     if not order.proves_mean_field(prior["name"], guide["name"]):
@@ -108,10 +118,10 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
     event_dim = _independent_dims(guide, prior)
     try:
         if event_dim:
-            kl_per_dimension = kl_divergence(guide.base_dist, prior.base_dist)
+            kl_per_dimension = _divergence(guide.base_dist, prior.base_dist)
             kl = sum_rightmost(kl_per_dimension, event_dim)
         else:
-            kl = kl_divergence(guide, prior)
+            kl = _divergence(guide, prior)
     except NotImplementedError:
         return ()
     dims = site.prior.get("dim_to_symbol", {}) | site.density.get("dim_to_symbol", {})
@@ -124,6 +134,33 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
     if not event_dim:
         return (cost,)
     return cost, _cost(site.density, kl_per_dimension, dims, event_dim).negated()
+
+
+def _divergence(guide: Any, prior: Any) -> Tensor:
+    """The KL as torch has it; of categories also where some are impossible, gradients included."""
+    guide, prior = (
+        fn._categorical if isinstance(fn, OneHotCategorical) else fn for fn in (guide, prior)
+    )
+    if not isinstance(guide, Categorical) or not isinstance(prior, Categorical):
+        return kl_divergence(guide, prior)
+    nothing, possible = guide.logits.new_zeros(()), guide.probs > 0
+    own, other = (torch.where(possible, fn.logits, nothing) for fn in (guide, prior))
+    return (guide.probs * (own - other)).sum(-1)
+
+
+def _transforms(fn: Any) -> list[Any]:
+    """The transforms of a distribution, at whatever depth."""
+    inner = _transforms(fn.base_dist) if hasattr(fn, "base_dist") else []
+    return [*flat(getattr(fn, "transforms", ())), *inner]
+
+
+def _are_learnt(guide: Sequence[Any], prior: Sequence[Any]) -> bool:
+    """Whether gradients flow into transforms that are not the same on both sides.
+
+    Torch takes the KL of the bases where the transforms are equal now, which leaves these out.
+    """
+    same = len(guide) == len(prior) and all(map(operator.is_, guide, prior))
+    return not same and any(map(takes_gradient, (*guide, *prior)))
 
 
 def _independent_dims(guide: Any, prior: Any) -> int:

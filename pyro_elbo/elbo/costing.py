@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..weighting import WeightedPrograms
+from .baselines import check_averages
 from .beta import BetaELBOMixin
 from .closed_forms import Form, choose
 from .costs import (
@@ -25,7 +26,7 @@ from .grouping import group_latents
 from .marginals import Marginal, marginals_of
 from .obs_mask import apply_obs_masks
 from .recording import Branch, Particle
-from .scores import score_surrogate
+from .scores import plates_that_tell, score_surrogate
 from .sites import LatentSite
 from .symbols import name_dims
 from .traces import is_enumerating, plate_indices, sample_sites
@@ -59,25 +60,28 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         """Hook: whether the objective weighs its terms by constants, as score functions need."""
 
     def _particle(self, branches: Sequence[tuple[Any, Any]], program: Program) -> Particle:
+        if len(branches) > 1:
+            check_averages(sample_sites(branches[0][1]))
         costs = [self._branch(*pair, program) for pair in branches]
         model_trace, guide_trace = branches[-1]
         return Particle(costs, plate_indices(guide_trace, model_trace))
 
     def _branch(self, model_trace: Any, guide_trace: Any, program: Program) -> Branch:
         model, guide = sample_sites(model_trace), sample_sites(guide_trace)
-        trace_parents = partial(program.trace_parents, model_trace, guide_trace)
+        order = self._order(model, guide, partial(program.trace_parents, model_trace, guide_trace))
         if is_enumerating((model_trace, guide_trace)):
             name_dims(model, guide)
             marginals = marginals_of(model, guide, self.max_plate_nesting)
-            sites = self._site_costs(model, guide, marginals, trace_parents)
-            sites = expected_costs(sites, guide)
+            sites = self._site_costs(model, guide, marginals, order)
+            sites = expected_costs(sites, guide, order)
         else:
-            sites = self._site_costs(model, guide, (), trace_parents)
+            sites = self._site_costs(model, guide, (), order)
         scored = [score.name for site in sites for score in site.scores]
         surrogate = None
         if scored and torch.is_grad_enabled():
             self._check_affine(scored[0])
-            surrogate = score_surrogate(weighted_scores(sites), weighted_costs(sites))
+            told = partial(plates_that_tell, guide=guide, order=order)
+            surrogate = score_surrogate(weighted_scores(sites), weighted_costs(sites), told)
         return Branch({site.name: site for site in sites}, surrogate)
 
     def _site_costs(
@@ -85,13 +89,10 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         model: Mapping[str, Any],
         guide: Mapping[str, Any],
         marginals: Sequence[Marginal],
-        trace_parents: Callable[[], tuple[Parents, Parents]],
+        order: Order,
     ) -> list[SiteCosts]:
-        priors = {name: site for name, site in model.items() if "beta" in site}
-        guides = {name: site for name, site in guide.items() if "beta" in site}
+        priors, guides = _weighed(model), _weighed(guide)
         summed = {name for marginal in marginals for name in marginal.members}
-        names = tuple(priors), tuple(guides)
-        order = Order(*names, cache(trace_parents), self._memory_of(names))
         sites = [
             observed_costs(name, site, self.max_plate_nesting)
             for name, site in model.items()
@@ -101,6 +102,15 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         groups = list(group_latents(priors, guides, marginals, order))
         apply_obs_masks(groups, model)
         return sites + [self._latent(site, order) for site in groups]
+
+    def _order(
+        self,
+        model: Mapping[str, Any],
+        guide: Mapping[str, Any],
+        trace_parents: Callable[[], tuple[Parents, Parents]],
+    ) -> Order:
+        names = tuple(_weighed(model)), tuple(_weighed(guide))
+        return Order(*names, cache(trace_parents), self._memory_of(names))
 
     def _memory_of(self, structure: Any) -> Memory:
         if structure not in self._memories and len(self._memories) >= STRUCTURES:
@@ -124,3 +134,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
                     f"beta names site {name!r}, which the model marginalises, so it has no KL of "
                     "its own; name the latents whose prior it is part of"
                 )
+
+
+def _weighed(sites: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: site for name, site in sites.items() if "beta" in site}

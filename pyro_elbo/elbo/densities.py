@@ -22,6 +22,7 @@ from torch import Tensor
 from ..decisions import decide
 from ..weighting import unweighted, weighed
 from .cost import Cost
+from .masks import without_masks
 
 __all__ = ["check_shape", "log_density", "minus_log_guide", "score_function", "unscaled_log_prob"]
 
@@ -55,7 +56,12 @@ def score_function(site: Any) -> Tensor | None:
     """The log-density whose gradient is the score, unscaled and unmasked; ``None`` if pathwise."""
     if site["fn"].has_rsample and not _may_be_partial(site["fn"]):
         return None
-    score = _score_parts(site).score_function
+    fn = without_masks(site["fn"])
+    if fn is site["fn"]:
+        score = _score_parts(site).score_function
+    else:
+        parts = fn.score_parts(site["value"], *site["args"], **site["kwargs"])
+        score = parts.score_function
     return None if is_identically_zero(score) else score
 
 

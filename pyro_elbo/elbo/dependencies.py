@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -21,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .descent import Descent, EscapeError
 from .traces import sample_sites
 from .tracing import is_messenger
 
@@ -30,7 +32,7 @@ Parents = Mapping[str, frozenset[str]]
 _ESCAPES = {
     *("item", "numpy", "tolist", "equal", "allclose", "is_nonzero"),
     *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__"),
-    *("__contains__", "__setitem__", "__iter__", "__format__", "__reduce_ex__"),
+    *("__contains__", "__setitem__", "__iter__", "__format__", "__reduce_ex__", "__dlpack__"),
 }
 
 
@@ -96,6 +98,17 @@ class Order:
             self.memory.descents[key] = name not in in_guide or any(found)
         return self.memory.descents[key]
 
+    def may_depend(self, sites: Sequence[str], name: str) -> bool:
+        """Whether densities of some sites, on either side, may depend on a site of the guide."""
+        key = ("densities", *sites, name)
+        if key not in self.memory.descents:
+            in_model, in_guide = self.trace_parents()
+            reached = {name} | _descendants(name, {**in_model, **in_guide})
+            known = all(site in in_model or site in in_guide for site in sites)
+            found = any(site in reached or in_model.get(site, set()) & reached for site in sites)
+            self.memory.descents[key] = not known or found
+        return self.memory.descents[key]
+
 
 def _descendants(name: str, parents: Parents) -> set[str]:
     found: set[str] = set()
@@ -137,12 +150,13 @@ class Program:
             if site_is_subsample(site)
         }
         try:
-            with aside(), _Watch():
-                program = _Track(plates)(self.guide)
+            with aside(), Descent() as descent, _Watch():
+                track = partial(_Track, plates, descent)
+                program = track()(self.guide)
                 guide = poutine.trace(program).get_trace(*self.args, **self.kwargs)
-                model = _Track(plates)(poutine.replay(self.model, trace=guide))
+                model = track()(poutine.replay(self.model, trace=guide))
                 trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-                return _parents(trace), _parents(guide)
+                return _parents(trace, descent), _parents(guide, descent)
         except Exception:  # whatever a program does that cannot be tracked, nothing is proven then
             return {}, {}
 
@@ -150,9 +164,9 @@ class Program:
 class _Track(Messenger):
     """Marks each sample with its site's name, in given minibatches."""
 
-    def __init__(self, plates: Mapping[str, Any]) -> None:
+    def __init__(self, plates: Mapping[str, Any], descent: Descent) -> None:
         super().__init__()
-        self.plates = plates
+        self.plates, self.descent = plates, descent
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] in self.plates:
@@ -161,7 +175,9 @@ class _Track(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
         if isinstance(value, Tensor) and not msg["is_observed"] and not site_is_subsample(msg):
-            msg["value"] = ProvenanceTensor(detach_provenance(value), frozenset({msg["name"]}))
+            own, names = detach_provenance(value).clone(), frozenset({msg["name"]})
+            self.descent.mark(own, names)
+            msg["value"] = ProvenanceTensor(own, names)
 
 
 class _Watch(TorchFunctionMode):
@@ -170,12 +186,8 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if get_provenance([args, kwargs or {}]) and _escapes(func.__name__, args, result):
-            raise _EscapeError(func.__name__)
+            raise EscapeError(func.__name__)
         return result
-
-
-class _EscapeError(Exception):
-    """A tracked value became a number, or was written into an untracked tensor."""
 
 
 def _escapes(name: str, args: Any, result: Any) -> bool:
@@ -192,9 +204,11 @@ def aside() -> Iterator[None]:
         yield
 
 
-def _parents(trace: Any) -> Parents:
-    return {
-        name: get_provenance([site["fn"].log_prob(site["value"]), site["mask"], site["scale"]])
-        - {name}
-        for name, site in sample_sites(trace).items()
-    }
+def _parents(trace: Any, descent: Descent) -> Parents:
+    found: dict[str, frozenset[str]] = {}
+    for name, site in sample_sites(trace).items():
+        density = [site["fn"].log_prob(site["value"]), site["mask"], site["scale"]]
+        found[name] = get_provenance(density) - {name}
+        if not descent.of(density) <= found[name] | {name}:
+            raise EscapeError(name)
+    return found

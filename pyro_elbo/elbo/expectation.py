@@ -22,24 +22,31 @@ from .baselines import Baseline
 from .cost import Cost
 from .costs import SiteCosts
 from .densities import score_function, unscaled_log_prob
+from .dependencies import Order
+from .scores import plates_that_tell
 from .symbols import Packed, is_enumerated, ordinal, pack, unpack
 
 __all__ = ["GuideExpectation", "expected_costs"]
 
 
-def expected_costs(sites: Sequence[SiteCosts], guide: Mapping[str, Any]) -> list[SiteCosts]:
+def expected_costs(
+    sites: Sequence[SiteCosts], guide: Mapping[str, Any], order: Order
+) -> list[SiteCosts]:
     """The costs as expectations over what the guide enumerates.
 
     Args:
         sites: The costs of the sites, with enumerated dims.
         guide: The guide's sites by name, their dims named.
+        order: What depends on what.
 
     Raises:
         UnsupportedSiteError: A cost breaks the rules of enumeration, or a site that is sampled for
             each value of an enumerated one asks for a baseline.
     """
-    expectation = GuideExpectation(guide)
+    expectation = GuideExpectation(guide, order)
     enumerated = {name for name, site in guide.items() if is_enumerated(site)}
+    for site in sites:
+        expectation.check_sequential(site, order)
     return [_expected(site, expectation, enumerated) for site in sites]
 
 
@@ -69,6 +76,7 @@ class _Factor:
         weight: Probability, packed; its gradient is that of the site's density.
         symbol: The symbol of its own dim, if it has one.
         total: In how many branches of sequential enumeration the site's other costs are counted.
+        is_enumerated: Whether the weight is a probability.
     """
 
     name: str
@@ -76,10 +84,26 @@ class _Factor:
     weight: Packed
     symbol: str | None
     total: int
+    is_enumerated: bool = False
 
     @property
     def enumerated_dims(self) -> frozenset[str]:
         return frozenset(self.weight._pyro_dims) - self.plates
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the site is sampled once for each value of others: its weight is 1."""
+        return self.symbol is None and self.total == 1 and not self.is_enumerated
+
+    def over(self, plates: Set[str]) -> _Factor:
+        """The factor of a cost in some plates, that may depend on all entries of the others."""
+        dims = self.weight._pyro_dims
+        outside = [at for at, symbol in enumerate(dims) if symbol in self.plates - plates]
+        if not outside:
+            return self
+        weight: Packed = self.weight.log().sum(outside).exp()
+        weight._pyro_dims = "".join(s for s in dims if s not in self.plates - plates)
+        return replace(self, plates=self.plates & plates, weight=weight)
 
 
 class GuideExpectation:
@@ -87,6 +111,7 @@ class GuideExpectation:
 
     Args:
         guide: The guide's sites by name, their dims named.
+        order: What depends on what.
 
     Law:
         Value and gradient of an expectation are those of the finite sum.
@@ -98,8 +123,12 @@ class GuideExpectation:
         arXiv 1902.03210.
     """
 
-    def __init__(self, guide: Mapping[str, Any]) -> None:
-        self._factors = [factor for site in guide.values() for factor in _factors(site)]
+    def __init__(self, guide: Mapping[str, Any], order: Order) -> None:
+        self._factors = [
+            _told(factor, site, guide, order)
+            for site in guide.values()
+            for factor in _factors(site)
+        ]
         self._owners = {factor.symbol: factor for factor in self._factors if factor.symbol}
         self._weights: dict[Any, Packed] = {}
 
@@ -126,29 +155,35 @@ class GuideExpectation:
             value = pack(site, value, _dims(cost))
         plates = ordinal(cost.stack, cost.dims)
         self._check_plates(site, value, plates)
-        upstream = [factor for factor in self._factors if factor.plates <= plates]
+        upstream = [f.over(plates) for f in self._factors if f.plates <= plates or f.is_score]
         branches = math.prod(f.total for f in self._factors if not f.plates <= plates)
         factors = _ancestors(upstream, value, site if closed else None)
         value = self._weigh(value, places.keys(), factors) if factors else value
         expected = unpack(value, places)
         return cost.with_value(expected / branches if branches != 1 else expected)
 
+    def check_sequential(self, site: SiteCosts, order: Order) -> None:
+        """Check that no cost outside the plate of what is enumerated in sequence depends on it.
+
+        Raises:
+            UnsupportedSiteError: One does, or may.
+        """
+        for cost in site.costs:
+            plates = ordinal(cost.stack, cost.dims)
+            for factor in self._factors:
+                outside = factor.total > 1 and not factor.plates <= plates
+                if outside and order.may_depend(site.members, factor.name):
+                    raise _outside(site.name, factor)
+
     def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
         for symbol in value._pyro_dims:
             owner = self._owners.get(symbol)
             if owner is not None and not owner.plates <= plates:
-                raise UnsupportedSiteError(
-                    site,
-                    f"its cost depends on the enumerated site {owner.name!r} and is outside of "
-                    "that site's plate (or comes to be, where the model sums out a site outside "
-                    "of it), so the sum over values would be one over all entries at once",
-                    f"put it into the plates of {owner.name!r}, or sample {owner.name!r} "
-                    "(without infer={'enumerate': ...}), or use a sequential plate",
-                )
+                raise _outside(site, owner)
 
     def _weigh(self, value: Packed, stays: Set[str], factors: Sequence[_Factor]) -> Packed:
         kept = frozenset(stays | set(value._pyro_dims))
-        key = frozenset(factor.name for factor in factors), kept
+        key = frozenset((factor.name, factor.plates) for factor in factors), kept
         if key not in self._weights:
             self._weights[key] = _product([factor.weight for factor in factors], kept)
         value, weight = packed.broadcast_all(value, self._weights[key])
@@ -158,6 +193,17 @@ class GuideExpectation:
         result = product.sum(summed) if summed else product
         result._pyro_dims = "".join(symbol for symbol in dims if symbol in stays)
         return result
+
+
+def _outside(site: str, owner: _Factor) -> UnsupportedSiteError:
+    return UnsupportedSiteError(
+        site,
+        f"its cost depends on the enumerated site {owner.name!r} and is outside of "
+        "that site's plate (or comes to be, where the model sums out a site outside "
+        "of it), so the sum over values would be one over all entries at once",
+        f"put it into the plates of {owner.name!r}, or sample {owner.name!r} "
+        "(without infer={'enumerate': ...}), or use a sequential plate",
+    )
 
 
 def _dims(cost: Cost) -> dict[int, str]:
@@ -181,13 +227,20 @@ def _factors(site: Any) -> list[_Factor]:
         return [_Factor(site["name"], plates, _sampled_weight(site, symbol), symbol, 1)]
     if is_enumerated(site):
         weight = pack(site["name"], unscaled_log_prob(site).exp(), dims)
-        return [_Factor(site["name"], plates, weight, symbol, infer.get("_enum_total", 1))]
+        return [_Factor(site["name"], plates, weight, symbol, infer.get("_enum_total", 1), True)]
     score = score_function(site)
     if score is None:
         return []
     weight = pack(site["name"], (score - score.detach()).exp(), dims)
     factor = _Factor(site["name"], plates, weight, None, 1)
     return [factor] if factor.enumerated_dims else []
+
+
+def _told(factor: _Factor, site: Any, guide: Mapping[str, Any], order: Order) -> _Factor:
+    """A score's factor over the plates in which an entry's sample reaches its own costs alone."""
+    if not factor.is_score:
+        return factor
+    return factor.over(ordinal(plates_that_tell(site, guide, order), site["dim_to_symbol"]))
 
 
 def _sampled_weight(site: Any, symbol: str) -> Packed:

@@ -130,13 +130,18 @@ def path_surrogate(sites: Sequence[SiteCosts], guide_trace: Any) -> Tensor:
 
 
 def without_scores(site: SiteCosts, guide: Mapping[str, Any]) -> SiteCosts:
-    """The costs of a site with the guide's densities as numbers.
+    """The costs of a site with the guide's densities at its samples as numbers.
 
-    The density that a ``Delta`` carries for a transform of other samples is no density of its own
+    An entropy in closed form is no density at a sample: its gradient is not that of a score. The
+    density that a ``Delta`` carries for a transform of other samples is no density of its own
     sample; what it depends on, its gradient keeps.
     """
     costs = zip(site.parts.get("log_guide", ()), site.members, strict=False)
-    numbers = {id(cost) for cost, name in costs if not has_base(guide[name]["fn"], Delta)}
+    numbers = {
+        id(cost)
+        for cost, name in costs
+        if cost is not site.closed and not has_base(guide[name]["fn"], Delta)
+    }
 
     def detached(cost: Cost) -> Cost:
         return cost.with_value(cost.value.detach()) if id(cost) in numbers else cost

@@ -1,13 +1,14 @@
 r"""Score-function gradients: :math:`E_q[f] \to E_q[f\, \nabla \log q]`, plate by plate.
 
 A site's score multiplies the costs that may depend on its sample, summed to its plates: an entry of
-a plate does not depend on the samples of the other entries. A closed-form cost of the site itself
-is an expectation over the sample, and does not depend on it.
+a plate does not depend on the samples of the other entries, unless a later site of the guide,
+outside of the plate, collects them. A closed-form cost of the site itself is an expectation over
+the sample, and does not depend on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from ..weighting import times
 from .baselines import Baseline
 from .cost import Cost
 from .densities import score_function
+from .dependencies import Order
 from .supports import moves
+from .symbols import vectorised
 
-__all__ = ["Score", "WeightedCost", "score_surrogate", "scores_of"]
+__all__ = ["Score", "WeightedCost", "plates_that_tell", "score_surrogate", "scores_of"]
 
 WeightedCost = tuple[Any, Cost]
 
@@ -64,8 +67,30 @@ def scores_of(sites: Iterable[Any]) -> tuple[Score, ...]:
     return found
 
 
+def plates_that_tell(site: Any, guide: Mapping[str, Any], order: Order) -> tuple[Any, ...]:
+    """The plates of a guide's site in which an entry's sample reaches the costs of its own alone.
+
+    It reaches those of other entries through a later site of the guide that is outside of the plate
+    and computed from the samples in it.
+    """
+    names = list(guide)
+    name = site["name"]
+    later = names[names.index(name) + 1 :]
+    stack = site["cond_indep_stack"]
+    inside = {frame.name for frame in vectorised(stack)}
+    collected = {
+        plate
+        for other in later
+        for plate in inside - {frame.name for frame in guide[other]["cond_indep_stack"]}
+        if order.may_descend(other, (name,))
+    }
+    return tuple(frame for frame in stack if frame.name not in collected)
+
+
 def score_surrogate(
-    scores: Sequence[tuple[Score, WeightedCost | None]], costs: Sequence[WeightedCost]
+    scores: Sequence[tuple[Score, WeightedCost | None]],
+    costs: Sequence[WeightedCost],
+    told: Callable[[Any], tuple[Any, ...]] = lambda site: site["cond_indep_stack"],
 ) -> Tensor:
     """A sum that is 0, and whose gradient is that of the score functions.
 
@@ -73,6 +98,7 @@ def score_surrogate(
         scores: The scores of the sites that are not reparameterised, each with the closed-form cost
             of its site, where that has one.
         costs: All costs with their weights.
+        told: The plates of a site in which an entry's sample reaches its own costs alone.
 
     References:
         *Automated Variational Inference in Probabilistic Programming* (Wingate & Weber, 2013),
@@ -83,7 +109,7 @@ def score_surrogate(
     sums: dict[Any, Tensor] = {}
     total: Any = 0.0
     for score, closed in scores:
-        frames = score.site["cond_indep_stack"]
+        frames = told(score.site)
         if frames not in sums:
             sums[frames] = torch.as_tensor(downstream.sum_to(frames), device=score.log_prob.device)
         cost = sums[frames]

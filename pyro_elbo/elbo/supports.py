@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
+    ExpTransform,
     IndependentTransform,
     TransformedDistribution,
     constraints,
 )
 
-__all__ = ["moves"]
+__all__ = ["flat", "moves", "takes_gradient"]
 
+_Inverse = type(ExpTransform().inv)
 _WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
@@ -38,29 +40,30 @@ def _own_attributes(fn: Any) -> set[str]:
 
 def _is_moved(region: Any, transforms: Any) -> bool:
     """Whether transforms take a region to where it depends on what takes a gradient."""
-    for transform in _flat(transforms):
+    for transform in flat(transforms):
         if _is_same(transform.domain, region):
             region = transform.codomain
         elif _is_half_line(region) and (affine := _affine(transform)) is not None:
-            if _takes_gradient(affine.loc):
+            if takes_gradient(affine.loc):
                 return True
             at_zero = bool((torch.as_tensor(affine.loc) == 0).all())
-            if not at_zero and _takes_gradient(affine.scale):
+            if not at_zero and takes_gradient(affine.scale):
                 return True
             region = region if at_zero else None
-        elif _takes_gradient(transform):
+        elif takes_gradient(transform):
             return True
         else:
             region = None
     return False
 
 
-def _flat(transforms: Any) -> Iterator[Any]:
+def flat(transforms: Any) -> Iterator[Any]:
+    """Transforms, the parts of composed ones each for itself."""
     for transform in transforms:
         while isinstance(transform, IndependentTransform):
             transform = transform.base_transform
         if isinstance(transform, ComposeTransform):
-            yield from _flat(transform.parts)
+            yield from flat(transform.parts)
         else:
             yield transform
 
@@ -97,7 +100,8 @@ def _is_unit(one: Any, other: Any) -> bool:
     return all(isinstance(b, (int, float)) for pair in both for b in pair) and both[0] == both[1]
 
 
-def _takes_gradient(*things: Any) -> bool:
+def takes_gradient(*things: Any) -> bool:
+    """Whether a gradient flows into tensors, constraints or transforms, or into what they hold."""
     return any(tensor.requires_grad for thing in things for tensor in _tensors(thing))
 
 
@@ -106,6 +110,8 @@ def _tensors(thing: Any) -> list[Tensor]:
         return [thing]
     if isinstance(thing, nn.Module):
         return list(thing.parameters())
+    if type(thing) is _Inverse:
+        return _tensors(thing.inv)
     held = vars(thing).values() if hasattr(thing, "__dict__") else ()
     inner = [value for value in held if isinstance(value, (Tensor, constraints.Constraint))]
     return [tensor for value in inner for tensor in _tensors(value)]

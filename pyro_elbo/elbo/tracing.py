@@ -13,8 +13,10 @@ from pyro.infer import ELBO
 from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
+from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from .dims import DimMessenger
@@ -75,6 +77,7 @@ class TracingELBO(ELBO):
             if not awaits_enumeration(pair):
                 return [pair]
             self._start_enumerating(guide, pair)
+            guide = poutine.replay(guide, trace=_up_to_enumeration(pair[1]))
         branches = list(self._enumerate(model, guide, args, kwargs))
         self._enumerates = any(map(is_enumerating, branches))
         return branches
@@ -93,7 +96,8 @@ class TracingELBO(ELBO):
             self.max_plate_nesting = max(map(_nesting, pair))
 
     def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
-        model, guide = self._in_parallel(model, guide)
+        minibatches = _SameMinibatches()
+        model, guide = map(minibatches, self._in_parallel(model, guide))
         queue: LifoQueue[Any] = LifoQueue()
         queue.put(poutine.Trace())
         guide = poutine.queue(
@@ -130,6 +134,43 @@ class TracingELBO(ELBO):
                 check_traceenum_requirements(
                     *map(prune_subsample_sites, (model_trace, guide_trace))
                 )
+
+
+class _SameMinibatches(Messenger):
+    """Has every branch of a sequential enumeration see the minibatches that the first one drew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: dict[Any, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and not msg["done"] and _plate(msg) in self._drawn:
+            msg["value"], msg["done"] = self._drawn[_plate(msg)], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._drawn.setdefault(_plate(msg), msg["value"])
+
+
+def _plate(msg: Any) -> tuple[str, int, int]:
+    return msg["name"], msg["fn"].size, msg["fn"].subsample_size
+
+
+def _up_to_enumeration(trace: Any) -> Any:
+    """What a guide drew before the first site that it is to enumerate.
+
+    Drawn again, these would be other samples just where the enumerated site is in the program:
+    whether it is may depend on them.
+    """
+    first = next(awaiting(trace), None)
+    kept = trace.copy()
+    for name in reversed(list(trace.nodes)):
+        if first is None:
+            break
+        kept.remove_node(name)
+        if name == first:
+            break
+    return kept
 
 
 def _make_parameters(guide: Any, args: Any, kwargs: Any) -> None:

@@ -1,0 +1,455 @@
+"""Sites that collect what a plate holds, and other programs in which two features meet.
+
+Means are exact: every joint value of what the guide samples is forced in turn, and weighed by its
+probability, so that nothing here hangs on a seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from support import LOSSES, assert_close
+from torch.distributions import AffineTransform
+
+from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*possibly invalid dependency:RuntimeWarning:pyro"),
+    pytest.mark.filterwarnings("ignore:site .* depends on it in the guide:UserWarning"),
+]
+loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+DATA = torch.tensor([1.5, -0.5, 2.0], dtype=torch.float64)
+
+
+class Programs:
+    """A model and a guide of coins, and their exact bound.
+
+    ``shapes`` has the shape of every coin of the guide, ``summed`` those that it enumerates.
+    """
+
+    def __init__(self, model, guide, shapes, parameters, summed=()):
+        self.model, self.make_guide, self.shapes, self.summed = model, guide, shapes, summed
+        self.parameters = {
+            name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            for name, value in parameters.items()
+        }
+        self.forced = None
+
+    def guide(self):
+        program = self._guide
+        if self.forced is not None:
+            program = poutine.replay(program, trace=self.forced)
+        program()
+
+    def _guide(self):
+        self.make_guide(**self.parameters)
+
+    def values(self, names):
+        sizes = [math.prod(self.shapes[name]) for name in names]
+        for bits in itertools.product([0.0, 1.0], repeat=sum(sizes)):
+            parts = torch.tensor(bits, dtype=torch.float64).split(sizes)
+            yield {
+                name: part.reshape(self.shapes[name])
+                for name, part in zip(names, parts, strict=True)
+            }
+
+    def exact(self):
+        bound = 0.0
+        for values in self.values(list(self.shapes)):
+            guide = poutine.trace(poutine.condition(self._guide, values)).get_trace()
+            model = poutine.trace(poutine.condition(self.model, values)).get_trace()
+            log_q = guide.log_prob_sum()
+            bound = bound + log_q.exp() * (model.log_prob_sum() - log_q)
+        return bound, torch.autograd.grad(bound, list(self.parameters.values()))
+
+    def mean(self, elbo):
+        """The mean of an estimator and of its gradient, over all that the guide may sample."""
+        sampled = [name for name in self.shapes if name not in self.summed]
+        total, gradients = 0.0, [torch.zeros_like(p) for p in self.parameters.values()]
+        for values in self.values(sampled):
+            share = 0.0
+            for rest in self.values(list(self.summed)):
+                given = poutine.condition(self._guide, values | rest)
+                trace = poutine.trace(given).get_trace()
+                share = share + trace.log_prob_sum().detach().exp()
+            for name in self.shapes:
+                if name in values:
+                    trace.nodes[name]["is_observed"] = False
+                else:
+                    trace.remove_node(name)
+            self.forced = trace
+            loss = elbo.differentiable_loss(self.model, self.guide)
+            found = torch.autograd.grad(-loss, list(self.parameters.values()), allow_unused=True)
+            total = total - share * loss.detach()
+            for sum_, gradient in zip(gradients, found, strict=True):
+                sum_ += 0.0 if gradient is None else share * gradient
+        self.forced = None
+        return total, gradients
+
+
+def check(programs, cls, **options):
+    value, gradients = programs.mean(cls(max_plate_nesting=2, **options))
+    bound, exact = programs.exact()
+    assert_close(value, bound.detach(), bound.detach().abs(), ulps=256)
+    for name, own, right in zip(programs.parameters, gradients, exact, strict=True):
+        assert own.abs().max() > 1e-3, name
+        assert_close(own, right, right.abs().max() + bound.detach().abs(), ulps=256)
+
+
+def collected(z):
+    return z.sum(-1, keepdim=True) if z.dim() > 1 else z.sum(-1)
+
+
+def collected_model():
+    w = pyro.sample("w", dist.Bernoulli(0.3))
+    with pyro.plate("d", 3):
+        z = pyro.sample("z", dist.Bernoulli(0.2 + 0.5 * w))
+        pyro.sample("x", dist.Normal(z + 2 * w, 1.0), obs=DATA)
+
+
+def collecting_guide(coins, slope):
+    with pyro.plate("d", 3):
+        z = pyro.sample("z", dist.Bernoulli(logits=coins))
+    pyro.sample("w", dist.Bernoulli(logits=slope * (collected(z) - 1.0)))
+
+
+@loss_classes
+def test_a_guide_that_collects_a_plate_has_the_gradient_of_its_bound(cls):
+    shapes, parameters = {"z": (3,), "w": ()}, {"coins": [0.3, -0.4, 0.1], "slope": 0.7}
+    check(Programs(collected_model, collecting_guide, shapes, parameters), cls)
+
+
+@loss_classes
+def test_a_plate_that_nothing_collects_still_takes_noise_out_of_the_score(cls):
+    def guide(coins):
+        with pyro.plate("d", 3):
+            pyro.sample("z", dist.Bernoulli(logits=coins))
+        pyro.sample("w", dist.Bernoulli(0.4))
+
+    programs = Programs(collected_model, guide, {"z": (3,), "w": ()}, {"coins": [0.3, -0.4, 0.1]})
+    check(programs, cls)
+    elbo, gradients = cls(max_plate_nesting=1), []
+    for last in (0.0, 1.0):  # the other entries' costs do not reach the first one's gradient
+        values = {"z": torch.tensor([1.0, 0.0, last]), "w": torch.tensor(1.0)}
+        programs.forced = poutine.trace(poutine.condition(programs._guide, values)).get_trace()
+        for name in values:
+            programs.forced.nodes[name]["is_observed"] = False
+        loss = elbo.differentiable_loss(programs.model, programs.guide)
+        gradients.append(torch.autograd.grad(loss, programs.parameters["coins"])[0][0])
+    assert gradients[0] == gradients[1]
+
+
+def summed_model():
+    c = pyro.sample("c", dist.Bernoulli(0.3))
+    with pyro.plate("d", 3):
+        w = pyro.sample("w", dist.Bernoulli(0.3 + 0.4 * c))
+    pyro.sample("y", dist.Normal(collected(w), 0.7), obs=torch.tensor(2.3))
+
+
+class CoinsOfValues(poutine.messenger.Messenger):
+    """Gives ``w`` a row of coins for each value of ``c``."""
+
+    def __init__(self, coins):
+        super().__init__()
+        self.coins = coins
+
+    def _pyro_post_sample(self, msg):
+        if msg["name"] == "c":
+            self.values = msg["value"]
+
+    def _pyro_sample(self, msg):
+        if msg["name"] == "w":
+            rows = self.coins[self.values.long()]
+            msg["fn"].sample = lambda *shape: rows.reshape(*rows.shape[:-2], 3)
+
+
+@loss_classes
+@pytest.mark.parametrize("how", ["parallel", "sequential"])
+def test_coins_for_each_enumerated_value_reach_a_cost_outside_of_their_plate(cls, how):
+    def guide(weight, coins):
+        c = pyro.sample("c", dist.Bernoulli(logits=weight), infer={"enumerate": how})
+        with pyro.plate("d", 3):
+            pyro.sample("w", dist.Bernoulli(logits=torch.where(c.bool(), coins[1], coins[0])))
+
+    parameters = {"weight": 0.4, "coins": [[0.3, -0.4, 0.1], [-1.0, 0.5, 0.8]]}
+    programs = Programs(summed_model, guide, {"c": (), "w": (3,)}, parameters)
+    bound, right = programs.exact()
+    elbo, leaves = cls(max_plate_nesting=1), list(programs.parameters.values())
+    value, gradients = 0.0, [torch.zeros_like(leaf) for leaf in leaves]
+    for bits in itertools.product([0.0, 1.0], repeat=6):
+        coins = torch.tensor(bits, dtype=torch.float64).reshape(2, 3)
+        share = dist.Bernoulli(logits=leaves[1].detach()).log_prob(coins).sum().exp()
+        loss = elbo.differentiable_loss(summed_model, CoinsOfValues(coins)(programs.guide))
+        value = value - share * loss.detach()
+        for sum_, own in zip(gradients, torch.autograd.grad(-loss, leaves), strict=True):
+            sum_ += share * own
+    assert_close(value, bound.detach(), bound.detach().abs(), ulps=256)
+    for own, other in zip(gradients, right, strict=True):
+        assert_close(own, other, other.abs().max() + bound.detach().abs(), ulps=512)
+
+
+@loss_classes
+@pytest.mark.parametrize("how", ["parallel", "sequential"])
+def test_a_cost_outside_the_plate_of_an_enumerated_site_is_refused(cls, how):
+    def guide():
+        with pyro.plate("d", 3):
+            pyro.sample("w", dist.Bernoulli(0.4), infer={"enumerate": how})
+
+    def model():
+        with pyro.plate("d", 3):
+            w = pyro.sample("w", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(collected(w), 0.7), obs=torch.tensor(2.3))
+
+    with pytest.raises(UnsupportedSiteError, match="'y'.*'w'"):
+        cls(max_plate_nesting=1).loss(model, guide)
+
+
+def test_a_cost_outside_of_the_plate_that_does_not_depend_on_it_is_not():
+    def guide():
+        with pyro.plate("d", 3):
+            pyro.sample("w", dist.Bernoulli(0.4), infer={"enumerate": "sequential"})
+
+    def model():
+        with pyro.plate("d", 3):
+            pyro.sample("w", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(0.0, 0.7), obs=torch.tensor(2.3))
+
+    kl = 3 * torch.distributions.kl_divergence(dist.Bernoulli(0.4), dist.Bernoulli(0.3))
+    right = dist.Normal(0.0, 0.7).log_prob(torch.tensor(2.3)) - kl
+    assert -TraceGap_ELBO(max_plate_nesting=1).loss(model, guide) == pytest.approx(float(right))
+
+
+@loss_classes
+@pytest.mark.parametrize("nesting", [math.inf, 0])
+def test_whether_a_site_is_enumerated_does_not_choose_the_samples_above_it(cls, nesting):
+    def model():
+        c = pyro.sample("c", dist.Bernoulli(0.3))
+        w = pyro.sample("w", dist.Bernoulli(0.2)) if c == 1 else 0.0
+        pyro.sample("x", dist.Normal(4.0 * w, 0.8), obs=torch.tensor(1.3))
+
+    def guide():
+        if pyro.sample("c", dist.Bernoulli(0.6)) == 1:
+            pyro.sample("w", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+    elbo = cls(max_plate_nesting=nesting)
+    seen = [float("w" in elbo.decompose(model, guide).sites) for _ in range(2_000)]
+    assert abs(sum(seen) / 2_000 - 0.6) < 5 * math.sqrt(0.6 * 0.4 / 2_000)
+
+
+def test_whether_the_model_enumerates_does_not_choose_the_guides_samples():
+    def model():
+        c = pyro.sample("c", dist.Bernoulli(0.3))
+        if c == 1:
+            pyro.sample("w", dist.Bernoulli(0.2), infer={"enumerate": "parallel"})
+
+    def guide():
+        pyro.sample("c", dist.Bernoulli(0.6))
+
+    elbo, ones = TraceGap_ELBO(), 0.0
+    for _ in range(2_000):
+        how = elbo.decompose(model, guide).sites["c"].log_prior
+        ones += float(torch.isclose(how, torch.tensor(0.3, dtype=how.dtype).log()))
+    assert abs(ones / 2_000 - 0.6) < 5 * math.sqrt(0.6 * 0.4 / 2_000)
+
+
+@loss_classes
+def test_masked_entries_of_an_event_have_a_score(cls):
+    mask = torch.tensor([True, False])
+
+    def model():
+        w = pyro.sample("w", dist.Bernoulli(0.3 * torch.ones(2)).mask(mask).to_event(1))
+        pyro.sample("y", dist.Normal(w.sum(-1), 0.7), obs=torch.tensor(2.3))
+
+    logits = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+
+    def guide():
+        pyro.sample("w", dist.Bernoulli(logits=logits).mask(mask).to_event(1))
+
+    bound, gradient = 0.0, 0.0
+    for bits in itertools.product([0.0, 1.0], repeat=2):
+        w = torch.tensor(bits, dtype=torch.float64)
+        log_q = dist.Bernoulli(logits=logits).log_prob(w)
+        log_p = dist.Bernoulli(torch.full((2,), 0.3)).log_prob(w)
+        reached = dist.Normal(w.sum(), 0.7).log_prob(torch.tensor(2.3))
+        bound = bound + log_q.sum().exp() * (((log_p - log_q) * mask).sum() + reached)
+        forced = poutine.trace(poutine.condition(guide, {"w": w})).get_trace()
+        forced.nodes["w"]["is_observed"] = False
+        loss = cls().differentiable_loss(model, poutine.replay(guide, trace=forced))
+        own = torch.autograd.grad(-loss, logits)[0]
+        gradient = gradient + log_q.sum().exp().detach() * own
+    right = torch.autograd.grad(bound, logits)[0]
+    assert right.abs().min() > 0.1
+    assert_close(gradient, right, bound.detach().abs(), ulps=2**32)
+
+
+def test_learnt_transforms_that_are_equal_now_have_their_gradient():
+    shift = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    loc = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def moved_by(by, base):
+        return dist.TransformedDistribution(base, [AffineTransform(by, 1.0).inv.inv])
+
+    def model():
+        pyro.sample("z", moved_by(torch.zeros((), dtype=torch.float64), dist.Normal(0.0, 1.0)))
+
+    def guide():
+        pyro.sample("z", moved_by(shift, dist.Normal(loc, 1.0)))
+
+    pyro.set_rng_seed(0)
+    elbo = TraceKL_ELBO(num_particles=2_000, vectorize_particles=True, max_plate_nesting=0)
+    loss = elbo.differentiable_loss(model, guide)
+    by_shift, by_loc = torch.autograd.grad(loss, [shift, loc])
+    assert_close(by_shift, by_loc, torch.tensor(1.0), ulps=2**30)
+    assert abs(float(by_loc) - 1.0) < 5 / math.sqrt(2_000)
+
+    def fixed():
+        pyro.sample("z", moved_by(torch.zeros((), dtype=torch.float64), dist.Normal(loc, 1.0)))
+
+    assert TraceKL_ELBO().plan(model, fixed)["z"].kl == "exact"
+
+
+@loss_classes
+@pytest.mark.parametrize("kind", [dist.Categorical, dist.OneHotCategorical])
+def test_impossible_categories_leave_the_gradient_finite(cls, kind):
+    logits = torch.tensor([0.2, 0.5], dtype=torch.float64, requires_grad=True)
+
+    def model():
+        pyro.sample("z", kind(torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)))
+
+    def guide():
+        none = torch.full((1,), -math.inf, dtype=torch.float64)
+        pyro.sample("z", kind(logits=torch.cat([logits, none])))
+
+    probs = logits.softmax(-1)
+    kl = (probs * (probs.log() - math.log(0.3))).sum()
+    right = torch.autograd.grad(kl, logits)[0]
+    loss = cls().differentiable_loss(model, guide)
+    own = torch.autograd.grad(loss, logits)[0]
+    assert own.isfinite().all()
+    if cls is TraceKL_ELBO:
+        assert_close(loss.detach(), kl.detach(), kl.detach(), ulps=256)
+        assert_close(own, right, kl.detach(), ulps=256)
+
+    def impossible():
+        pyro.sample("z", kind(logits=torch.tensor([0.0, -math.inf, 0.0])))
+
+    def everywhere():
+        pyro.sample("z", kind(torch.tensor([0.3, 0.3, 0.4])))
+
+    assert TraceKL_ELBO().decompose(impossible, everywhere).kl == math.inf
+
+
+def test_counts_of_categories_have_no_kl_of_categories():
+    def model():
+        pyro.sample("z", dist.Multinomial(5, torch.tensor([0.3, 0.3, 0.4])))
+
+    def guide():
+        pyro.sample("z", dist.Multinomial(5, torch.tensor([0.2, 0.2, 0.6])))
+
+    assert TraceKL_ELBO().plan(model, guide)["z"].kl == "sampled"
+
+
+def test_branches_of_an_enumeration_see_one_minibatch():
+    data = torch.arange(10.0)
+
+    def model():
+        c = pyro.sample("c", dist.Bernoulli(0.3))
+        with pyro.plate("d", 10, subsample_size=3) as indices:
+            pyro.sample("x", dist.Normal(c, 1.0), obs=data[indices])
+
+    def guide():
+        pyro.sample("c", dist.Bernoulli(0.4), infer={"enumerate": "sequential"})
+
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        terms = TraceGap_ELBO().decompose(model, guide)
+        x = data[terms.indices["d"]]
+        one, zero = (dist.Normal(loc, 1.0).log_prob(x) for loc in (1.0, 0.0))
+        right = 0.4 * one + 0.6 * zero
+        assert torch.allclose(terms.sites["x"].log_likelihood.sum(), right.sum() * 10 / 3)
+
+
+def test_a_decaying_average_beside_sequential_enumeration_is_refused():
+    def guide(how):
+        options = {"use_decaying_avg_baseline": True}
+        pyro.sample("w", dist.Bernoulli(0.4), infer={"baseline": options})
+        pyro.sample("c", dist.Bernoulli(0.4), infer={"enumerate": how})
+
+    def model(how):
+        pyro.sample("w", dist.Bernoulli(0.4))
+        pyro.sample("c", dist.Bernoulli(0.3))
+
+    TraceGap_ELBO(max_plate_nesting=0).loss(model, guide, "parallel")
+    with pytest.raises(UnsupportedSiteError, match="'w'.*decaying average"):
+        TraceGap_ELBO(max_plate_nesting=0).loss(model, guide, "sequential")
+
+
+@loss_classes
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_mask_around_the_loss_hides_the_same_at_every_weight(cls, beta):
+    mask = torch.tensor([True, False, True])
+
+    def model():
+        with pyro.plate("d", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        with pyro.plate("d", 3):
+            pyro.sample("z", dist.Normal(DATA, 0.5))
+
+    pyro.set_rng_seed(0)
+    with poutine.mask(mask=mask):
+        outside = cls(beta=beta).decompose(model, guide)
+    pyro.set_rng_seed(0)
+    masked = [poutine.mask(program, mask=mask) for program in (model, guide)]
+    inside = cls(beta=1.0).decompose(*masked)
+    assert torch.equal(outside.kl, inside.kl)
+    assert torch.equal(outside.elbo, inside.elbo)
+    assert outside.objective == pytest.approx(float(-beta * inside.kl))
+
+
+@pytest.mark.parametrize("form", ["kl", "entropy", None])
+def test_the_path_derivative_keeps_the_gradient_of_a_closed_form(form):
+    class Wanted(TraceGap_ELBO):
+        def closed_form(self, site):
+            return form
+
+    scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(torch.tensor(0.7, dtype=torch.float64), scale))
+
+    pyro.set_rng_seed(1)
+    elbo = Wanted(
+        path_derivative=True, num_particles=20_000, vectorize_particles=True, max_plate_nesting=0
+    )
+    loss = elbo.differentiable_loss(model, guide)
+    own = torch.autograd.grad(loss, scale)[0]
+    z_squared = 20_000**-0.5 * 3.0
+    assert abs(float(own) - (0.4 - 1 / 0.4)) < 5 * z_squared
+
+
+@loss_classes
+def test_mixed_up_samples_are_refused_where_something_is_enumerated(cls):
+    def model():
+        with pyro.plate("d", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        c = pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(a.sum() + c, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        with pyro.plate("d", 3):
+            pyro.sample("a", dist.Normal(0.1, 0.6))
+
+    elbo = cls(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+    with pytest.raises(UnsupportedSiteError, match="many samples at once"):
+        elbo.loss(model, guide)
