@@ -150,7 +150,7 @@ class Program:
             if site_is_subsample(site)
         }
         try:
-            with aside(), Descent() as descent, _Watch():
+            with aside(), Descent() as descent, _Watch(descent):
                 track = partial(_Track, plates, descent)
                 program = track()(self.guide)
                 guide = poutine.trace(program).get_trace(*self.args, **self.kwargs)
@@ -183,10 +183,17 @@ class _Track(Messenger):
 class _Watch(TorchFunctionMode):
     """Raises where a sample's value leaves the tracked tensors, so that its trace would be lost."""
 
+    def __init__(self, descent: Descent) -> None:
+        super().__init__()
+        self._descent = descent
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if get_provenance([args, kwargs or {}]) and _escapes(func.__name__, args, result):
+        with self._descent.watched():
+            result = func(*args, **(kwargs or {}))
+        names = get_provenance([args, kwargs or {}])
+        if names and _escapes(func.__name__, args, result):
             raise EscapeError(func.__name__)
+        self._descent.add(detach_provenance(result), names)
         return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -29,12 +30,27 @@ class Descent(TorchDispatchMode):
         super().__init__()
         self._names: dict[int, Names] = {}
         self._kept: list[Any] = []  # else other numbers come to be in the same memory
+        self._is_watched = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, numbers that are taken from tensors are looked after by who calls this."""
+        outer, self._is_watched = self._is_watched, True
+        try:
+            yield
+        finally:
+            self._is_watched = outer
 
     def mark(self, value: Tensor, names: Names) -> None:
         """Say what a tensor is, whatever it was computed from; its memory is its own."""
         storage = _storage(value)
         self._kept.append(storage)
         self._names[storage._cdata] = names
+
+    def add(self, values: Any, names: Names) -> None:
+        """Say what tensors were computed from as well."""
+        for tensor in _tensors(values) if names else ():
+            self.mark(tensor, names | self.of(tensor))
 
     def of(self, *values: Any) -> Names:
         """What some values, or what they hold, were computed from."""
@@ -44,10 +60,10 @@ class Descent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         names = self.of(args, kwargs)
-        if names and isinstance(result, bool | int | float | complex):
+        is_number = isinstance(result, bool | int | float | complex)
+        if names and is_number and not self._is_watched:
             raise EscapeError(str(func))
-        for tensor in _tensors(result) if names else ():
-            self.mark(tensor, names | self.of(tensor))
+        self.add(result, names)
         return result
 
 
