@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..evidence import EvidenceEstimate, ImportanceWeighting
 from ..evidence.checks import check_count
 from ..evidence.mean_ratio import MeanLogRatio
+from ..evidence.modes import in_eval_mode
 from ..evidence.ratios import RatioELBO
 from ..evidence.weigher import Weigher
 from .free_families import FreeFamilies
@@ -128,26 +129,27 @@ def amortisation_gap(
     """
     check_count("num_steps", num_steps, 1)
     check_count("num_particles", num_particles, 1)
-    if estimator is None:
-        estimator = ImportanceWeighting(num_samples, progress=progress)
-    settings = {"estimator": estimator, "num_samples": num_samples, "progress": progress}
-    gap = evidence_gap(model, guide, *args, **settings, **kwargs)
-    weigher = Weigher(model, guide, args, kwargs, None)
-    if weigher.layout.subsampled is not None:
-        raise ValueError(
-            f"plate {weigher.layout.subsampled!r} is subsampled, so that not every datum can have "
-            "parameters of its own; give the full data (subsample_size=None)"
-        )
-    free = FreeFamilies(guide, args, kwargs)
-    elbo = RatioELBO(num_particles, weigher.layout.nesting)
-    bar = tqdm(range(num_steps), desc="refit", delay=1.0, leave=False, disable=not progress)
-    _fit(elbo, model, free, args, kwargs, lr, bar)
-    bound = MeanLogRatio(num_samples=num_samples, progress=progress)
-    refitted = estimator.estimate(model, free, *args, **kwargs)
-    tightest = max(gap.evidence, refitted, key=lambda estimate: float(estimate.value))
-    if gap.evidence.bound == "lower":
-        gap = replace(gap, evidence=tightest)
-    return AmortisationGap(gap, bound.estimate(model, free, *args, **kwargs))
+    with in_eval_mode(model, guide):
+        if estimator is None:
+            estimator = ImportanceWeighting(num_samples, progress=progress)
+        settings = {"estimator": estimator, "num_samples": num_samples, "progress": progress}
+        gap = evidence_gap(model, guide, *args, **settings, **kwargs)
+        weigher = Weigher(model, guide, args, kwargs, None)
+        if weigher.layout.subsampled is not None:
+            raise ValueError(
+                f"plate {weigher.layout.subsampled!r} is subsampled, so that not every datum can "
+                "have parameters of its own; give the full data (subsample_size=None)"
+            )
+        free = FreeFamilies(guide, args, kwargs)
+        elbo = RatioELBO(num_particles, weigher.layout.nesting)
+        bar = tqdm(range(num_steps), desc="refit", delay=1.0, leave=False, disable=not progress)
+        _fit(elbo, model, free, args, kwargs, lr, bar)
+        bound = MeanLogRatio(num_samples=num_samples, progress=progress)
+        refitted = estimator.estimate(model, free, *args, **kwargs)
+        tightest = max(gap.evidence, refitted, key=lambda estimate: float(estimate.value))
+        if gap.evidence.bound == "lower":
+            gap = replace(gap, evidence=tightest)
+        return AmortisationGap(gap, bound.estimate(model, free, *args, **kwargs))
 
 
 def _fit(

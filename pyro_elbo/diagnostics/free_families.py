@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import getattr_static
 from typing import Any
 
 from pyro import poutine
@@ -141,13 +142,16 @@ def _family(name: str, fn: Any) -> Any:
 
 
 def _own_parameters(fn: Any) -> list[str]:
-    """What it was made of; of probs and logits, one of which is had from the other, the logits."""
+    """What it was made of; of several that say the same (probs and logits), one."""
     names = [name for name in fn.arg_constraints if _is_kept(fn, name)]
-    return [name for name in names if name != "probs" or "logits" not in names]
+    for same in (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix")):
+        first = next((name for name in same if name in names), None)
+        names = [name for name in names if name == first or name not in same]
+    return names
 
 
 def _is_kept(fn: Any, name: str) -> bool:
-    return name in vars(fn) or isinstance(getattr(type(fn), name, None), property)
+    return name in vars(fn) or isinstance(getattr_static(type(fn), name, None), property)
 
 
 def _refuse(name: str, fn: Any) -> None:

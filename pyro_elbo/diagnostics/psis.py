@@ -15,6 +15,7 @@ from torch import Tensor
 from ..evidence import ImportanceWeighting
 from ..evidence.checks import check_count
 from ..evidence.layout import Layout
+from ..evidence.modes import in_eval_mode
 from ..evidence.results import of_data
 from ..evidence.weigher import Batch, Weigher
 from ..evidence.weights import LogWeights
@@ -102,9 +103,10 @@ def khat(
     """
     check_count("num_samples", num_samples, MIN_SAMPLES)
     weighting = _Weighting(num_samples, plate, chunk_size=chunk_size, progress=progress)
-    weigher = Weigher(model, guide, args, kwargs, plate)
-    batches = weigher.batches()
-    return _report(weigher.layout, batches, *weighting.both(weigher, batches))
+    with in_eval_mode(model, guide):
+        weigher = Weigher(model, guide, args, kwargs, plate)
+        batches = weigher.batches()
+        return _report(weigher.layout, batches, *weighting.both(weigher, batches))
 
 
 @dataclass(frozen=True)

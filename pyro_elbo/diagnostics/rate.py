@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..elbo import TraceKL_ELBO
 from ..evidence.checks import check_count
+from ..evidence.modes import in_eval_mode
 from ..tables import table
 from ..terms import ELBOTerms
 from .collapse import posterior_collapse
@@ -121,9 +122,10 @@ def rate_distortion(
 
 def _point(model: Any, guide: Any, args: Sequence[Any], num_particles: int) -> tuple[Tensor, ...]:
     elbo = TraceKL_ELBO(num_particles=num_particles, vectorize_particles=True)
-    terms: ELBOTerms = elbo.decompose(model, guide, *args)
+    with in_eval_mode(model, guide):
+        terms: ELBOTerms = elbo.decompose(model, guide, *args)
+        active = torch.tensor(_active_units(model, guide, args))
     error = terms.standard_error
-    active = torch.tensor(_active_units(model, guide, args))
     return terms.kl, -terms.reconstruction, error["kl"], error["reconstruction"], active
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import NonFiniteError, UnsupportedSiteError
+from ..evidence.modes import in_eval_mode
 from ..evidence.weights import tail_length
 from ..interop.arrays import MIN_SAMPLES
 from ..tables import table
@@ -135,9 +136,10 @@ def guide_report(
         2018), arXiv 1802.02538.
     """
     settings = {"estimator": estimator, "num_samples": num_samples, "progress": progress}
-    gap = evidence_gap(model, guide, *args, **settings, **kwargs)
-    collapse, why_no_units = _units(model, guide, args, {**kwargs, "plate": plate})
-    signal, why_no_signal = _signal(model, guide, args, kwargs, elbo)
+    with in_eval_mode(model, guide):
+        gap = evidence_gap(model, guide, *args, **settings, **kwargs)
+        collapse, why_no_units = _units(model, guide, args, {**kwargs, "plate": plate})
+        signal, why_no_signal = _signal(model, guide, args, kwargs, elbo)
     findings = (
         *_of_evidence(gap),
         _of_gap(gap),

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..evidence.checks import check_count
-from ..evidence.modes import modules_of
+from ..evidence.modes import in_eval_mode, modules_of
 from ..evidence.ratios import RatioELBO, sampled
 from ..evidence.simulation import Simulation, simulate
 
@@ -47,7 +47,8 @@ def simulated_ranks(
     names: tuple[str, ...] = ()
     steps = range(num_simulations)
     for _ in tqdm(steps, desc="simulations", delay=1.0, leave=False, disable=not progress):
-        drawn = simulate(model, args, kwargs, arguments)
+        with in_eval_mode(model, guide):
+            drawn = simulate(model, args, kwargs, arguments)
         if refit is None and not drawn.is_in_arguments:
             raise ValueError(
                 "no argument of the guide equals an observed value, so that it cannot see the "
@@ -57,7 +58,8 @@ def simulated_ranks(
             fitted = guide
             if refit is not None:
                 fitted = refit(drawn.model, guide, *drawn.args, **drawn.kwargs)
-            found = _ranks(drawn, fitted, num_samples)
+            with in_eval_mode(model, fitted):
+                found = _ranks(drawn, fitted, num_samples)
         names = tuple(name for site, rank in found.items() for name in _scalars(site, rank))
         rows.append(torch.cat([rank.flatten() for rank in found.values()]))
     return names, torch.stack(rows)

@@ -16,7 +16,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
+from pyro.ops.provenance import (
+    ProvenanceTensor,
+    detach_provenance,
+    extract_provenance,
+    get_provenance,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -193,7 +198,7 @@ class _Watch(TorchFunctionMode):
         names = get_provenance([args, kwargs or {}])
         if names and _escapes(func.__name__, args, result):
             raise EscapeError(func.__name__)
-        self._descent.add(detach_provenance(result), names)
+        self._descent.add(extract_provenance(result)[0], names, [args, kwargs])
         return result
 
 

@@ -47,10 +47,14 @@ class Descent(TorchDispatchMode):
         self._kept.append(storage)
         self._names[storage._cdata] = names
 
-    def add(self, values: Any, names: Names) -> None:
-        """Say what tensors were computed from as well."""
-        for tensor in _tensors(values) if names else ():
-            self.mark(tensor, names | self.of(tensor))
+    def add(self, values: Any, names: Names, given: Any = ()) -> None:
+        """Say what tensors were computed from as well; views of what was given are what that is."""
+        if not names:
+            return
+        others = {_storage(tensor)._cdata for tensor in _tensors(given)}
+        for tensor in _tensors(values):
+            if _storage(tensor)._cdata not in others:
+                self.mark(tensor, names | self.of(tensor))
 
     def of(self, *values: Any) -> Names:
         """What some values, or what they hold, were computed from."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UnsupportedSiteError
 from .annealed import AnnealedImportance, check_continuous, prior_of
 from .estimate import EvidenceEstimate
+from .modes import in_eval_mode
 from .results import of_data, of_joint
 from .simulation import Arguments, Values, simulate
 from .weigher import Weigher
@@ -111,6 +112,10 @@ class BidirectionalMonteCarlo:
             *args: What both take.
             **kwargs: What both take.
         """
+        with in_eval_mode(model, guide):
+            return self._estimate(model, guide, args, kwargs)
+
+    def _estimate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> EvidenceInterval:
         drawn = simulate(model, args, kwargs, self.arguments)
         start = guide if self.annealing.start == "guide" else prior_of(drawn.model)
         weigher = Weigher(drawn.model, start, drawn.args, drawn.kwargs, self.annealing.plate)

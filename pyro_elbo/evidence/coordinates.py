@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro.distributions import Delta
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
@@ -150,6 +150,7 @@ class Density:
             value = transform.inv(constrained)
         jacobian = transform.log_abs_det_jacobian(value, constrained)
         jacobian = sum_rightmost(jacobian, jacobian.dim() - len(fn.batch_shape))
+        jacobian = scale_and_mask(jacobian, mask=msg["mask"])
         self._jacobians.append(Atom(jacobian, stack, 1.0, False))
         self._found[name] = Coordinate(value, jacobian, stack)
         return constrained

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from ..elbo.sites import has_base
 from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 
@@ -64,7 +66,7 @@ def simulate(
             arguments for more than what it observes.
     """
     given = sample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-    observed = {name: site["value"] for name, site in given.items() if site["is_observed"]}
+    observed = {name: site["value"] for name, site in given.items() if _is_data(site)}
     trace = poutine.trace(_Simulate()(model)).get_trace(*args, **kwargs)
     sites = sample_sites(trace)
     for name in filter(lambda name: site_is_factor(sites[name]), sites):
@@ -73,8 +75,8 @@ def simulate(
             "it is a factor, and no data can be simulated from it",
             "write it as an observed site, or simulate without it",
         )
-    data = {name: site["value"] for name, site in sites.items() if site["is_observed"]}
-    latents = {name: site["value"] for name, site in sites.items() if name not in data}
+    data = {name: site["value"] for name, site in sites.items() if _is_data(site)}
+    latents = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
     own_args, own_kwargs = (
         _replaced(observed, data, args, kwargs) if arguments is None else arguments(data)
     )
@@ -109,6 +111,11 @@ def _site_of(argument: Any, observed: Values, data: Values) -> str | None:
     return next(iter(same or equal), None)
 
 
+def _is_data(site: Any) -> bool:
+    """Whether a site observes data, and not a value that a reparameterisation computes."""
+    return site["is_observed"] and not has_base(site["fn"], Delta)
+
+
 def _same(args: Any, kwargs: Any, other_args: Any, other_kwargs: Any) -> bool:
     pairs = zip((*args, *kwargs.values()), (*other_args, *other_kwargs.values()), strict=True)
     return all(one is other for one, other in pairs)
@@ -133,7 +140,7 @@ class _Simulate(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         determined = msg["infer"].get("_deterministic") or site_is_factor(msg)
-        if msg["is_observed"] and not determined:
+        if msg["is_observed"] and not determined and not has_base(msg["fn"], Delta):
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
 
 

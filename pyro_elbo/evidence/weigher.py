@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms
 from ..terms import ELBOTerms
 from .layout import Layout, joint_layout, layout_of
-from .probing import Ratios, data_are_independent, runs_at_once
+from .probing import Ratios, data_are_independent, given, runs_at_once
 from .ratios import RatioELBO, sampled
 
 __all__ = ["Batch", "Weigher"]
@@ -175,14 +175,22 @@ class Weigher:
         ]
 
     def _data_differ(self, batches: list[Batch]) -> bool:
-        first = self._data(batches[0])
-        return any(_differ(first, self._data(batch)) for batch in batches[1:])
+        """Whether the model, at the same latents, has other data or densities at other indices."""
+        pair = self._traces(Choice(frozenset(), 1, batches[0]))
+        latents = {name: site["value"] for name, site in sample_sites(pair[1]).items()}
+        first, *others = (self._data(given(batch.indices, latents)) for batch in batches)
+        return any(_differ(first, other) for other in others)
 
-    def _data(self, batch: Batch) -> dict[str, Any]:
-        elbo = RatioELBO(1, float("inf"), Choice(frozenset(), 1, batch))
+    def _data(self, choose: Callable[[Any], Any]) -> dict[str, Any]:
+        sites = sample_sites(self._traces(choose)[0]).items()
+        values = {name: site["value"] for name, site in sites if site["is_observed"]}
+        densities = {f"density of {n}": s["fn"].log_prob(s["value"]) for n, s in sites}
+        return values | densities
+
+    def _traces(self, choose: Callable[[Any], Any]) -> Any:
+        elbo = RatioELBO(1, float("inf"), choose)
         self._terms(elbo)
-        sites = sample_sites(elbo.pair[0]).items()
-        return {name: site["value"] for name, site in sites if site["is_observed"]}
+        return elbo.pair
 
     def _check_finite(self, terms: ELBOTerms, *ratios: Tensor) -> None:
         if any(bool((ratio.isnan() | (ratio == torch.inf)).any()) for ratio in ratios):

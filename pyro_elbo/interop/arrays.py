@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["Variable", "inference_data", "psis_khat", "to_dataset", "unmasked", "why_no_khat"]
 
 MIN_SAMPLES = 25
-ROUNDINGS = 1000
+ROUNDINGS, FEW_ROUNDINGS, NO_TAIL = 1000, 16, 0.01
+"""Of terms that cancel a weight has many roundings, but no more of them where they are large."""
 SAMPLE_DIMS = ("chain", "draw")
 
 Floats = NDArray[np.float64]
@@ -90,7 +91,8 @@ def _why_no_tail(weights: Floats, eps: float) -> NDArray[np.str_]:
     ordered = np.sort(weights, axis=-1)  # nan comes last
     smallest, largest = ordered[..., 0], ordered[..., -1]
     of_tail = ordered[..., -math.floor(min(size / 5, 3 * size**0.5))]
-    rounding = ROUNDINGS * eps * np.maximum(1.0, np.abs(largest))
+    unit = eps * np.maximum(1.0, np.abs(largest))
+    rounding = np.minimum(ROUNDINGS * unit, np.maximum(NO_TAIL, FEW_ROUNDINGS * unit))
     reasons = {
         "a weight is infinite or nan": np.isnan(largest) | (largest == np.inf),
         "every weight is 0": largest == -np.inf,

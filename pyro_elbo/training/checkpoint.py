@@ -85,7 +85,7 @@ class Checkpoint:
 
     def attach(self, feed: Feed, callbacks: Sequence[Any]) -> None:
         """What ``fit`` tells before the first step: where the data and other callbacks are."""
-        self._feed, self._others = feed, callbacks
+        self._feed, self._others, self._written = feed, callbacks, 0
         feed.keeps_rng = True
 
     def start(self, run: Run) -> None:

@@ -75,6 +75,12 @@ class EvaluateOn:
         self._stream = OwnStream(seed)
         self._rows: list[dict[str, float]] = []
 
+    def start(self, run: Run) -> None:
+        """Forget the evaluations of an earlier run, unless this one goes on from it."""
+        if not run.step:
+            self._rows = []
+            self._stream.restart()
+
     def __call__(self, run: Run) -> None:
         """Evaluate, where it is time."""
         if run.step % self._every:

@@ -106,6 +106,12 @@ class GradientVariance:
         self.variance: dict[str, list[float]] = {}
         self.ratio: dict[str, list[float]] = {}
 
+    def start(self, run: Run) -> None:
+        """Forget what was measured in an earlier run, unless this one goes on from it."""
+        if not run.step:
+            self.steps, self.variance, self.ratio = [], {}, {}
+            self._stream.restart()
+
     def __call__(self, run: Run) -> None:
         """Measure, where it is time."""
         if run.step % self._every:

@@ -24,6 +24,10 @@ class OwnStream:
         self._seed = seed
         self._rng: RNG | None = None
 
+    def restart(self) -> None:
+        """Begin again at the seed."""
+        self._rng = None
+
     @contextmanager
     def on(self) -> Iterator[None]:
         """Inside, every generator draws from the stream."""

@@ -83,6 +83,13 @@ class TrackEvidence:
         self.steps: list[int] = []
         self.estimates: list[EvidenceGapEstimate] = []
 
+    def start(self, run: Run) -> None:
+        """Forget what was measured in an earlier run, unless this one goes on from it."""
+        if not run.step:
+            self._columns = {name: [] for name in COLUMNS}
+            self.steps, self.estimates = [], []
+            self._stream.restart()
+
     def __call__(self, run: Run | int) -> None:
         """Measure, where it is time.
 
