@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam
 from torch import nn
 
@@ -20,6 +22,7 @@ from pyro_elbo.training import (
     EarlyStopping,
     EvaluateOn,
     GradientVariance,
+    LearningRate,
     TrackEvidence,
 )
 
@@ -323,3 +326,108 @@ def test_a_normal_of_any_matrix_can_be_fitted_datum_by_datum(given):
     assert abs(float(parts.approximation)) < 0.05
     assert float(parts.amortisation) == pytest.approx(float(exact), abs=0.15)
     assert math.isfinite(float(parts.amortisation_error))
+
+
+def test_a_rate_that_its_schedule_moves_goes_on_for_a_parameter_that_a_resumed_step_misses(
+    tmp_path,
+):
+    def guide(x):
+        loc = pyro.param(f"loc {int(x > 0)}", torch.tensor(0.0))
+        pyro.sample("z", dist.Normal(loc, 0.7))
+
+    def run(num_steps, **options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        scheduler = pyro.optim.ExponentialLR(
+            {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.5},
+            {"clip_norm": 10.0},
+        )
+        rate = LearningRate(scheduler)
+        svi = SVI(normal, guide, scheduler, TraceKL_ELBO())
+        callbacks = [rate, Checkpoint(tmp_path / "run.ckpt")]
+        batches = torch.tensor([-1.0, 1.0])
+        fit(
+            svi,
+            batches=batches,
+            num_steps=num_steps,
+            callbacks=callbacks,
+            progress=False,
+            **options,
+        )
+        return {name: value.clone() for name, value in pyro.get_param_store().items()}
+
+    whole = run(8)
+    for cut in (3, 4, 5):
+        run(cut)
+        assert run(8, resume=tmp_path / "run.ckpt") == whole
+
+
+def test_ranks_of_samples_that_are_mixed_up_are_refused():
+    def model(x):
+        with pyro.plate("d", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    def guide(x):
+        with pyro.plate("d", 3):
+            a = pyro.sample("a", dist.Normal(x / 2, 0.5**0.5))
+        pyro.sample("b", dist.Normal(0.1 * a.sum(), 1.0))
+
+    with pytest.raises(UnsupportedSiteError, match="count dims from the right"):
+        diagnostics.vsbc(model, guide, torch.zeros(3), num_simulations=10, progress=False)
+
+
+def test_every_observed_site_is_to_be_found_in_the_arguments():
+    def model(x, y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y.log())
+
+    def guide(x, y):
+        pyro.sample("z", dist.Normal((x + y.log()) / 3, 3**-0.5))
+
+    with pytest.raises(ValueError, match="equals what 'y' observes"):
+        diagnostics.vsbc(
+            model, guide, torch.tensor(0.3), torch.tensor(2.0), num_simulations=10, progress=False
+        )
+
+
+def test_a_point_that_is_off_by_rounding_alone_mixes_nothing_up():
+    torch.set_default_dtype(torch.float32)
+
+    def model(counts):
+        with pyro.plate("d", 7):
+            p = pyro.sample("p", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+            pyro.sample("c", dist.Multinomial(10, p), obs=counts)
+
+    pyro.set_rng_seed(0)
+    counts = dist.Multinomial(10, torch.tensor([0.2, 0.3, 0.5])).sample((7,))
+    guide = AutoNormal(model, init_scale=0.4)
+    guide(counts)
+    for seed in range(6):
+        pyro.set_rng_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            evidence.ImportanceWeighting(20, progress=False).estimate(model, guide, counts)
+
+
+def test_the_amortisation_of_a_model_that_mixes_samples_is_fitted_one_by_one():
+    def model(x):
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            first = z[0] if z.dim() == 1 else z[0, 0]
+            pyro.sample("x", dist.Normal(z + 0.0 * first, 1.0), obs=x)
+            pyro.factor("mixed", -((z - z[0]) ** 2).sum() * (z.dim() > 1))
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.7))
+
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match="one by one"):
+        parts = diagnostics.amortisation_gap(
+            model, guide, torch.tensor([3.0, -2.0]), num_samples=200, num_steps=400, progress=False
+        )
+    assert abs(float(parts.approximation)) < 0.2
+    assert float(parts.amortisation) == pytest.approx(13 * 0.04, abs=0.25)

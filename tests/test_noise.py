@@ -70,3 +70,14 @@ def test_several_runs_draw_one_after_the_other():
     after(0, noise.draw)
     torch.manual_seed(0)
     assert all(torch.equal(value[2:7], torch.randperm(SIZE)[2:7]) for value in noise.inputs)
+
+
+def test_a_graph_that_takes_nothing_has_its_noise_as_an_input():
+    graph = trace_operations(lambda: [torch.randn(3) + 1])
+    noise = take_noise_out(graph.graph)
+    graph.recompile()
+    assert noise.is_all
+    _, left = after(0, noise.draw)
+    right, others = after(0, lambda: torch.randn(3) + 1)
+    assert torch.equal(graph(*noise.inputs)[0], right)
+    assert torch.equal(left, others)

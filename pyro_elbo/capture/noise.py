@@ -85,7 +85,7 @@ def take_noise_out(graph: fx.Graph) -> Noise:
     """Turn the first draws of a graph into inputs, up to one that depends on a computed value."""
     nodes = [node for node in graph.nodes if is_random(node)]
     draws = list(takewhile(lambda draw: draw is not None, map(_draw, nodes)))
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), graph._root)
     fills: list[Fill] = []
     inputs: list[Tensor] = []
     for together in _together([draw for draw in draws if draw is not None]):

@@ -141,7 +141,7 @@ def amortisation_gap(
                 "have parameters of its own; give the full data (subsample_size=None)"
             )
         free = FreeFamilies(guide, args, kwargs)
-        elbo = RatioELBO(num_particles, weigher.layout.nesting)
+        elbo = RatioELBO(num_particles if weigher.at_once else 1, weigher.layout.nesting)
         bar = tqdm(range(num_steps), desc="refit", delay=1.0, leave=False, disable=not progress)
         _fit(elbo, model, free, args, kwargs, lr, bar)
         bound = MeanLogRatio(num_samples=num_samples, progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..elbo.at_once import check_at_once
+from ..elbo.dependencies import Program
 from ..evidence.checks import check_count
 from ..evidence.modes import in_eval_mode, modules_of
 from ..evidence.ratios import RatioELBO, sampled
@@ -49,23 +52,24 @@ def simulated_ranks(
     for _ in tqdm(steps, desc="simulations", delay=1.0, leave=False, disable=not progress):
         with in_eval_mode(model, guide):
             drawn = simulate(model, args, kwargs, arguments)
-        if refit is None and not drawn.is_in_arguments:
+        if refit is None and drawn.unseen:
             raise ValueError(
-                "no argument of the guide equals an observed value, so that it cannot see the "
-                "simulated data; pass arguments=, from the data to the arguments, or refit="
+                f"no argument of the guide equals what {', '.join(map(repr, drawn.unseen))} "
+                "observes, so that it cannot see the simulated data; pass arguments=, from the "
+                "data to the arguments, or refit="
             )
         with _put_back(model, guide):
             fitted = guide
             if refit is not None:
                 fitted = refit(drawn.model, guide, *drawn.args, **drawn.kwargs)
             with in_eval_mode(model, fitted):
-                found = _ranks(drawn, fitted, num_samples)
+                found = _ranks(drawn, fitted, num_samples, not rows)
         names = tuple(name for site, rank in found.items() for name in _scalars(site, rank))
         rows.append(torch.cat([rank.flatten() for rank in found.values()]))
     return names, torch.stack(rows)
 
 
-def _ranks(drawn: Simulation, guide: Any, num_samples: int) -> dict[str, Tensor]:
+def _ranks(drawn: Simulation, guide: Any, num_samples: int, is_first: bool) -> dict[str, Tensor]:
     """The share of the guide's samples below each true value, ties broken by chance."""
     probe = RatioELBO(1, float("inf"))
     probe.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
@@ -74,7 +78,10 @@ def _ranks(drawn: Simulation, guide: Any, num_samples: int) -> dict[str, Tensor]
         raise ValueError("a plate is subsampled; simulate with the full data (subsample_size=None)")
     nesting = max((-(frame.dim or 0) for frame in frames), default=0)
     elbo = RatioELBO(num_samples, nesting)
-    elbo.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    program = Program(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
+    elbo.ratios(program.model, program.guide, program.args, program.kwargs)
+    if is_first:
+        check_at_once(program, elbo.pair, partial(elbo._pair_at_once, program))
     sites = elbo.pair[0].nodes
     return {
         name: _rank(sites[name]["value"], truth)

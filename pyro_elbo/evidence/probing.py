@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from ..elbo.at_once import moved
+from ..elbo.sites import has_base
 from .layout import Layout
 from .ratios import RatioELBO
 
@@ -115,7 +117,8 @@ def given(indices: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Choose
         if msg["name"] in indices:
             return indices[msg["name"]]
         value = values.get(msg["name"])
-        if value is None:
+        is_computed = has_base(msg["fn"], Delta)  # as before, and not but for rounding
+        if value is None or is_computed:
             return None
         shape = msg["fn"].shape()
         return value.reshape(shape) if value.numel() == shape.numel() else value

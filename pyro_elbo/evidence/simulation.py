@@ -33,7 +33,7 @@ class Simulation:
         kwargs: The others.
         data: The data, by observed site.
         latents: The latents, by site.
-        is_in_arguments: Whether an argument was replaced.
+        unseen: The observed sites whose data no argument holds.
     """
 
     model: Any
@@ -41,7 +41,7 @@ class Simulation:
     kwargs: dict[str, Any]
     data: Values
     latents: Values
-    is_in_arguments: bool
+    unseen: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -77,16 +77,21 @@ def simulate(
         )
     data = {name: site["value"] for name, site in sites.items() if _is_data(site)}
     latents = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
-    own_args, own_kwargs = (
-        _replaced(observed, data, args, kwargs) if arguments is None else arguments(data)
-    )
-    moved = arguments is not None or not _same(args, kwargs, own_args, own_kwargs)
+    unseen: tuple[str, ...] = ()
+    if arguments is None:
+        (own_args, own_kwargs), found = _replaced(observed, data, args, kwargs)
+        unseen = tuple(name for name in data if name not in found)
+    else:
+        own_args, own_kwargs = arguments(data)
     observing = _Observe(data)(model)
     _check(observing, own_args, own_kwargs, trace)
-    return Simulation(observing, own_args, own_kwargs, data, latents, moved)
+    return Simulation(observing, own_args, own_kwargs, data, latents, unseen)
 
 
-def _replaced(observed: Values, data: Values, args: Any, kwargs: Any) -> Arguments:
+def _replaced(
+    observed: Values, data: Values, args: Any, kwargs: Any
+) -> tuple[Arguments, list[str]]:
+    """The arguments at the data, and the sites whose data they hold."""
     given = {**dict(enumerate(args)), **kwargs}
     sites = {key: _site_of(argument, observed, data) for key, argument in given.items()}
     found = [site for site in sites.values() if site is not None]
@@ -98,7 +103,8 @@ def _replaced(observed: Values, data: Values, args: Any, kwargs: Any) -> Argumen
                 "from the data to the arguments"
             )
     new = {key: given[key] if site is None else data[site] for key, site in sites.items()}
-    return tuple(new[at] for at in range(len(args))), {name: new[name] for name in kwargs}
+    own = tuple(new[at] for at in range(len(args))), {name: new[name] for name in kwargs}
+    return own, found
 
 
 def _site_of(argument: Any, observed: Values, data: Values) -> str | None:
@@ -114,11 +120,6 @@ def _site_of(argument: Any, observed: Values, data: Values) -> str | None:
 def _is_data(site: Any) -> bool:
     """Whether a site observes data, and not a value that a reparameterisation computes."""
     return site["is_observed"] and not has_base(site["fn"], Delta)
-
-
-def _same(args: Any, kwargs: Any, other_args: Any, other_kwargs: Any) -> bool:
-    pairs = zip((*args, *kwargs.values()), (*other_args, *other_kwargs.values()), strict=True)
-    return all(one is other for one, other in pairs)
 
 
 def _check(model: Any, args: Any, kwargs: Any, simulated: Any) -> None:

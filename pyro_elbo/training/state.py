@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroLRScheduler
 from torch import Tensor, nn
 
 from ..elbo.baselines import averages
@@ -138,6 +139,8 @@ class StepperState:
             optim.optim_objs.clear()
             optim.grad_clip.clear()
             optim._state_waiting_to_be_consumed = dict(state["optims"][name])
+            if isinstance(optim, PyroLRScheduler):
+                _make_schedulers(optim)
         if state["loss"]:
             self._loss.load_state_dict(state["loss"])
         if state["stepper"]:
@@ -146,6 +149,18 @@ class StepperState:
 
 def _state_of(thing: Any) -> State:
     return thing.state_dict() if hasattr(thing, "state_dict") else {}
+
+
+def _make_schedulers(optim: Any) -> None:
+    """Have every parameter's rate go on, that of one which the next steps do not see too."""
+    store = pyro.get_param_store()
+    waiting = optim._state_waiting_to_be_consumed
+    for name in [name for name in waiting if name in store]:
+        parameter, state = store._params[name], waiting.pop(name)
+        scheduler = optim.optim_objs[parameter] = optim._get_optim(parameter)
+        optim.grad_clip[parameter] = optim._get_grad_clip(parameter)
+        scheduler.load_state_dict(state["scheduler"])
+        scheduler.optimizer.load_state_dict(state["optimizer"])
 
 
 def _updates(optim: Any) -> str:
