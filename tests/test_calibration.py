@@ -106,7 +106,7 @@ def test_a_guide_is_refitted_to_each_data_set_and_put_back():
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(guide.loc, torch.zeros(3))
     assert "fresh" not in pyro.get_param_store()
-    with pytest.raises(ValueError, match="no argument of the guide equals an observed value"):
+    with pytest.raises(ValueError, match="no argument of the guide equals what 'x' observes"):
         diagnostics.sbc(closed, guide)
 
 

@@ -431,3 +431,24 @@ def test_the_amortisation_of_a_model_that_mixes_samples_is_fitted_one_by_one():
         )
     assert abs(float(parts.approximation)) < 0.2
     assert float(parts.amortisation) == pytest.approx(13 * 0.04, abs=0.25)
+
+
+def test_data_that_are_coupled_at_seldom_values_alone_are_found_to_be():
+    x = torch.tensor([0.3, -0.5, 0.1, 0.4])
+
+    def model(x):
+        with pyro.plate("d", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            above = z.max(-1, keepdim=True)[0] > 1.8
+            pyro.sample("x", dist.Normal(z + 2.0 * above, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("d", 4):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    found = []
+    for seed in range(10):
+        pyro.set_rng_seed(seed)
+        estimate = evidence.ImportanceWeighting(20, progress=False).estimate(model, guide, x)
+        found.append(estimate.per_datum is None)
+    assert sum(found) > 5

@@ -183,6 +183,13 @@ def test_arguments_and_hooks_of_the_wrong_kind():
         TraceKL_ELBO(4.0)
     with pytest.raises(TypeError, match="integer >= 1"):
         TraceKL_ELBO(num_particles=0)
+    with pytest.raises(TypeError, match="num_particles must be an integer >= 1"):
+        TraceKL_ELBO(num_particles=True)
+    for nesting in (-1, 1.5, True, math.nan):
+        with pytest.raises(TypeError, match="max_plate_nesting must be an integer >= 0"):
+            TraceKL_ELBO(max_plate_nesting=nesting)
+    with pytest.raises(TypeError, match="vectorize_particles must be True or False"):
+        TraceKL_ELBO(vectorize_particles="no")
 
     class Floats(TraceKL_ELBO):
         def objective(self, reconstruction, kl_by_site):

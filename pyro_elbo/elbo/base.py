@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..errors import UnsupportedSiteError
 from ..terms import ELBOTerms
 from ..weighting import is_zero, sum_of, times
 from .at_once import check_at_once
+from .checks import is_count
 from .dependencies import Program
 from .minibatches import MinibatchWatch
 from .nonfinite import nonfinite_terms
@@ -56,7 +56,8 @@ class ViewELBO(StepELBO):
         **kwargs: What else :class:`pyro.infer.ELBO` takes.
 
     Raises:
-        TypeError: ``num_particles`` is no integer >= 1.
+        TypeError: ``num_particles`` is no integer >= 1, ``max_plate_nesting`` neither one >= 0 nor
+            infinity, or ``vectorize_particles`` no truth value.
         ValueError: A latent is on one side only, or ``beta`` names an unknown site.
         UnsupportedSiteError: A site asks for what would be a wrong number; it says what to change.
         NonFiniteError: In training, a term or a gradient is not finite; no parameter has moved.
@@ -83,9 +84,18 @@ class ViewELBO(StepELBO):
         on_nonfinite: str = "raise",
         **kwargs: Any,
     ) -> None:
-        if not isinstance(num_particles, Integral) or num_particles < 1:
+        if not is_count(num_particles, 1):
             raise TypeError(
                 f"num_particles must be an integer >= 1, not {num_particles!r}; the weight is beta="
+            )
+        if max_plate_nesting != math.inf and not is_count(max_plate_nesting, 0):
+            raise TypeError(
+                f"max_plate_nesting must be an integer >= 0, the number of nested plates, or "
+                f"infinity, where it is found out; not {max_plate_nesting!r}"
+            )
+        if not isinstance(vectorize_particles, bool):
+            raise TypeError(
+                f"vectorize_particles must be True or False, not {vectorize_particles!r}"
             )
         super().__init__(
             num_particles,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,13 @@ from torch import Tensor
 from ..errors import UnsupportedSiteError
 from ..weighting import WeightedPrograms
 
-__all__ = ["check_marginalised", "weight_at"]
+__all__ = ["check_marginalised", "is_count", "weight_at"]
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Whether a value is an integer that is large enough (a truth value is none)."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_integer and int(value) >= least
 
 
 def weight_at(value: Any, step: int, name: str) -> float:

@@ -91,7 +91,8 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         marginals: Sequence[Marginal],
         order: Order,
     ) -> list[SiteCosts]:
-        priors, guides = _weighed(model), _weighed(guide)
+        priors = {name: model[name] for name in order.model}
+        guides = {name: guide[name] for name in order.guide}
         summed = {name for marginal in marginals for name in marginal.members}
         sites = [
             observed_costs(name, site, self.max_plate_nesting)
@@ -109,7 +110,8 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
         guide: Mapping[str, Any],
         trace_parents: Callable[[], tuple[Parents, Parents]],
     ) -> Order:
-        names = tuple(_weighed(model)), tuple(_weighed(guide))
+        first, second = ([n for n, s in sites.items() if "beta" in s] for sites in (model, guide))
+        names = tuple(first), tuple(second)
         return Order(*names, cache(trace_parents), self._memory_of(names))
 
     def _memory_of(self, structure: Any) -> Memory:
@@ -134,7 +136,3 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
                     f"beta names site {name!r}, which the model marginalises, so it has no KL of "
                     "its own; name the latents whose prior it is part of"
                 )
-
-
-def _weighed(sites: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: site for name, site in sites.items() if "beta" in site}

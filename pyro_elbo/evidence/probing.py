@@ -17,6 +17,7 @@ from .ratios import RatioELBO
 __all__ = ["Ratios", "data_are_independent", "runs_at_once"]
 
 Choose = Callable[[Any], Any]
+TIMES_APART = 4
 
 
 class Ratios(NamedTuple):
@@ -85,13 +86,28 @@ def data_are_independent(
     """Whether no datum's weight moves when the latents of another do.
 
     The data are split in two by each bit of their number, so that every pair is apart in one split,
-    and one half is given other latents.
+    and one half is given other latents: those that the guide draws, and some farther apart, as a
+    dependence may be on values that are seldom drawn.
     """
     if not layout.local or not layout.plates:
         return True
-    first = run(RatioELBO(1, float("inf"), choose))
+    if not _are_independent(run, layout, choose, lambda own: own):
+        return False
+    try:
+        return all(_are_independent(run, layout, choose, _apart) for _ in range(TIMES_APART))
+    except (ArithmeticError, RuntimeError, ValueError):  # it cannot be run there
+        return True
+
+
+def _are_independent(
+    run: Callable[[RatioELBO], Ratios],
+    layout: Layout,
+    choose: Choose,
+    spread: Callable[[Choose], Choose],
+) -> bool:
+    first = run(RatioELBO(1, float("inf"), spread(choose)))
     shared = {name: v for name, v in first.values.items() if name not in layout.local}
-    second = run(RatioELBO(1, float("inf"), given(layout.indices, shared)))
+    second = run(RatioELBO(1, float("inf"), spread(given(layout.indices, shared))))
     again = run(RatioELBO(1, float("inf"), given(layout.indices, first.values)))
     if not same(first.inside, again.inside):
         return True
