@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyro
 import torch
+from pyro import poutine
 from scipy.stats import t as student_t
 from torch import Tensor
 
@@ -89,3 +90,15 @@ def evaluate(elbo, problem, seed: int | None = None):
     clear_gradients(parameters)
     loss = elbo.loss_and_grads(problem.model, problem.guide, *problem.args)
     return loss, gradients(parameters)
+
+
+class ForcedGuide:
+    """A guide, ``_guide``, that takes the samples of ``forced`` where that is a trace."""
+
+    forced = None
+
+    def guide(self):
+        program = self._guide
+        if self.forced is not None:
+            program = poutine.replay(program, trace=self.forced)
+        program()

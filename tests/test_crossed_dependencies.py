@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from support import LOSSES, assert_close
+from support import LOSSES, ForcedGuide, assert_close
 from torch.distributions import AffineTransform
 
 from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
@@ -27,41 +27,37 @@ loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name
 DATA = torch.tensor([1.5, -0.5, 2.0], dtype=torch.float64)
 
 
-class Programs:
+class Programs(ForcedGuide):
     """A model and a guide of coins, and their exact bound.
 
-    ``shapes`` has the shape of every coin of the guide, ``summed`` those that it enumerates.
+    ``shapes`` has the shape of every coin of the guide.
     """
 
-    def __init__(self, model, guide, shapes, parameters, summed=()):
-        self.model, self.make_guide, self.shapes, self.summed = model, guide, shapes, summed
+    def __init__(self, model, guide, shapes, parameters):
+        self.model, self.make_guide, self.shapes = model, guide, shapes
         self.parameters = {
             name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
             for name, value in parameters.items()
         }
-        self.forced = None
-
-    def guide(self):
-        program = self._guide
-        if self.forced is not None:
-            program = poutine.replay(program, trace=self.forced)
-        program()
 
     def _guide(self):
         self.make_guide(**self.parameters)
 
-    def values(self, names):
-        sizes = [math.prod(self.shapes[name]) for name in names]
+    def values(self):
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
         for bits in itertools.product([0.0, 1.0], repeat=sum(sizes)):
             parts = torch.tensor(bits, dtype=torch.float64).split(sizes)
-            yield {
-                name: part.reshape(self.shapes[name])
-                for name, part in zip(names, parts, strict=True)
-            }
+            shapes = self.shapes.items()
+            yield {n: part.reshape(shape) for (n, shape), part in zip(shapes, parts, strict=True)}
+
+    def force(self, values):
+        self.forced = poutine.trace(poutine.condition(self._guide, values)).get_trace()
+        for name in values:
+            self.forced.nodes[name]["is_observed"] = False
 
     def exact(self):
         bound = 0.0
-        for values in self.values(list(self.shapes)):
+        for values in self.values():
             guide = poutine.trace(poutine.condition(self._guide, values)).get_trace()
             model = poutine.trace(poutine.condition(self.model, values)).get_trace()
             log_q = guide.log_prob_sum()
@@ -70,25 +66,15 @@ class Programs:
 
     def mean(self, elbo):
         """The mean of an estimator and of its gradient, over all that the guide may sample."""
-        sampled = [name for name in self.shapes if name not in self.summed]
         total, gradients = 0.0, [torch.zeros_like(p) for p in self.parameters.values()]
-        for values in self.values(sampled):
-            share = 0.0
-            for rest in self.values(list(self.summed)):
-                given = poutine.condition(self._guide, values | rest)
-                trace = poutine.trace(given).get_trace()
-                share = share + trace.log_prob_sum().detach().exp()
-            for name in self.shapes:
-                if name in values:
-                    trace.nodes[name]["is_observed"] = False
-                else:
-                    trace.remove_node(name)
-            self.forced = trace
+        for values in self.values():
+            self.force(values)
+            share = self.forced.log_prob_sum().detach().exp()
             loss = elbo.differentiable_loss(self.model, self.guide)
-            found = torch.autograd.grad(-loss, list(self.parameters.values()), allow_unused=True)
+            found = torch.autograd.grad(-loss, list(self.parameters.values()))
             total = total - share * loss.detach()
             for sum_, gradient in zip(gradients, found, strict=True):
-                sum_ += 0.0 if gradient is None else share * gradient
+                sum_ += share * gradient
         self.forced = None
         return total, gradients
 
@@ -137,9 +123,7 @@ def test_a_plate_that_nothing_collects_still_takes_noise_out_of_the_score(cls):
     elbo, gradients = cls(max_plate_nesting=1), []
     for last in (0.0, 1.0):  # the other entries' costs do not reach the first one's gradient
         values = {"z": torch.tensor([1.0, 0.0, last]), "w": torch.tensor(1.0)}
-        programs.forced = poutine.trace(poutine.condition(programs._guide, values)).get_trace()
-        for name in values:
-            programs.forced.nodes[name]["is_observed"] = False
+        programs.force(values)
         loss = elbo.differentiable_loss(programs.model, programs.guide)
         gradients.append(torch.autograd.grad(loss, programs.parameters["coins"])[0][0])
     assert gradients[0] == gradients[1]

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.testing.rejection_gamma import ShapeAugmentedGamma
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
-from support import LOSSES, assert_close, assert_mean
+from support import LOSSES, ForcedGuide, assert_close, assert_mean
 from torch.distributions import kl_divergence
 
 from pyro_elbo import TraceGap_ELBO, UnsupportedSiteError
@@ -30,24 +30,17 @@ def parameters():
     }
 
 
-class Coins:
+class Coins(ForcedGuide):
     """A coin, and below it a coin for each datum, both sampled, on model and guide."""
 
     def __init__(self):
         self.parameters = parameters()
-        self.forced = None
 
     def model(self):
         a = pyro.sample("a", dist.Bernoulli(logits=self.parameters["prior"][0]))
         with pyro.plate("data", 3):
             b = pyro.sample("b", dist.Bernoulli(logits=self.parameters["prior"][1] * a))
             pyro.sample("x", dist.Normal(a + 2 * b, 0.8), obs=DATA)
-
-    def guide(self):
-        program = self._guide
-        if self.forced is not None:
-            program = poutine.replay(program, trace=self.forced)
-        program()
 
     def _guide(self):
         a = pyro.sample("a", dist.Bernoulli(logits=self.parameters["a"]))

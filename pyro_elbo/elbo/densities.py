@@ -56,12 +56,12 @@ def score_function(site: Any) -> Tensor | None:
     """The log-density whose gradient is the score, unscaled and unmasked; ``None`` if pathwise."""
     if site["fn"].has_rsample and not _may_be_partial(site["fn"]):
         return None
-    fn = without_masks(site["fn"])
-    if fn is site["fn"]:
+    own = without_masks(site["fn"])
+    if own is site["fn"]:
         score = _score_parts(site).score_function
     else:
-        parts = fn.score_parts(site["value"], *site["args"], **site["kwargs"])
-        score = parts.score_function
+        unmasked = {**site, "fn": own}
+        score = _once(site, "unmasked_score_parts", lambda _: _parts(unmasked)).score_function
     return None if is_identically_zero(score) else score
 
 

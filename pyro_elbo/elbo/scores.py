@@ -90,7 +90,7 @@ def plates_that_tell(site: Any, guide: Mapping[str, Any], order: Order) -> tuple
 def score_surrogate(
     scores: Sequence[tuple[Score, WeightedCost | None]],
     costs: Sequence[WeightedCost],
-    told: Callable[[Any], tuple[Any, ...]] = lambda site: site["cond_indep_stack"],
+    told: Callable[[Any], tuple[Any, ...]],
 ) -> Tensor:
     """A sum that is 0, and whose gradient is that of the score functions.
 
