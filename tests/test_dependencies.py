@@ -9,7 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from support import LOSSES, assert_mean
+from torch import nn
 
 from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO
 
@@ -216,3 +218,43 @@ def test_minibatches_are_those_of_the_evaluation():
         elbo = TraceKL_ELBO()
         terms = elbo.decompose(loops(False), loops(True))
         assert {site.how["kl"] for site in terms.sites.values()} == {"exact"}
+
+
+class Normed(nn.Module):
+    """A guide in whose order a follows b, where the model has b depend on a."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs = self.runs + 1
+        loc = self.net(x.unsqueeze(-1)).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Normal(loc, 0.5))
+            pyro.sample("a", dist.Normal(loc, 0.4))
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_looking_for_dependencies_moves_no_buffers(particles):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(a, 1.0))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def trained(loss):
+        torch.manual_seed(0)
+        guide = Normed()
+        svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), loss)
+        for start in range(3):
+            svi.step(torch.arange(start, start + 5.0))
+        return dict(guide.named_buffers())
+
+    options = {"num_particles": particles, "vectorize_particles": particles > 1}
+    loss = TraceKL_ELBO(**options, max_plate_nesting=1)
+    found, expected = trained(loss), trained(Trace_ELBO(**options, max_plate_nesting=1))
+    assert found["net.0.num_batches_tracked"] == found["runs"] == 3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0.0, atol=0.0)

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam
+from support import FAILURE_BUDGET, MAX_COMPARISONS, assert_mean
 from torch import nn
 
 from pyro_elbo import TraceKL_ELBO, UnsupportedSiteError, diagnostics, evidence, fit
@@ -68,6 +69,52 @@ def test_a_given_minibatch_stands_for_itself_however_the_data_are_observed(model
     assert torch.allclose(found.per_datum.value.sort()[0], each.sort()[0], atol=0.05)
     assert float(found.value) == pytest.approx(3 * float(each.sum()), abs=0.2)
     assert float(found.standard_error) > 1
+
+
+class OfThePosterior:
+    """The evidence with the posterior as guide, which is exact."""
+
+    def estimate(self, model, guide, *args):
+        return evidence.ImportanceWeighting(2, progress=False).estimate(model, guide_of_z, *args)
+
+
+def too_low(x):
+    with pyro.plate("d", 12, subsample_size=len(x)):
+        pyro.sample("z", dist.Normal(0.6 * x, 0.8**0.5))
+
+
+def gap_of(guide, x):
+    return diagnostics.evidence_gap(
+        by_arguments, guide, x, estimator=OfThePosterior(), num_samples=10, progress=False
+    )
+
+
+def test_the_gap_of_a_given_minibatch_has_no_error_of_the_data_that_both_sides_see():
+    assert float(gap_of(guide_of_z, X[:4]).standard_error) < 1e-6
+
+
+def test_the_error_of_the_gap_of_a_given_minibatch_is_how_far_it_is_off():
+    pyro.set_rng_seed(0)
+    exact = ((0.2 * X) ** 2 / (2 * 0.8)).sum()
+    found = [gap_of(too_low, X[torch.randperm(12)[:6]]) for _ in range(60)]
+    off = torch.stack([(gap.value - exact) / gap.standard_error for gap in found])
+    assert_mean(off.square(), torch.ones(()))
+
+
+def test_gaps_of_data_in_different_plates_are_no_gaps():
+    def in_another_plate(x):
+        with pyro.plate("e", 12):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    one = evidence.ImportanceWeighting(10, progress=False)
+    sides = [
+        one.estimate(in_another_plate, poutine.block(in_another_plate, hide=["x"]), X),
+        one.estimate(by_arguments, guide_of_z, X),
+    ]
+    gap = diagnostics.EvidenceGapEstimate(*sides)
+    with pytest.raises(ValueError, match=r"of data in the plates \('e',\), the ELBO in \('d',\)"):
+        _ = gap.per_datum
 
 
 def test_a_given_minibatch_with_a_shared_latent_is_refused_also_where_it_is_reparameterised():
@@ -152,6 +199,50 @@ def test_a_fit_to_simulated_data_sees_a_reparameterised_latent():
     )  # fmt: skip
     assert found.names == ("z_decentered",)
     assert all(low == -2.0 and high == 2.0 for low, high in seen)
+
+
+def partly_seen(x, seen):
+    with pyro.plate("d", 4):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(4), 1.0))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x, obs_mask=seen)
+
+
+def guess_where_seen(x, seen):
+    with pyro.plate("d", 4):
+        mu = pyro.sample("mu", dist.Normal(torch.where(seen, x / 2, 0.0), 1 / (1.0 + seen) ** 0.5))
+        nonsense = torch.where(seen, 50.0, mu)
+        pyro.sample("x_unobserved", dist.Normal(nonsense, 1.0))
+
+
+@pytest.mark.parametrize("measure", [diagnostics.sbc, diagnostics.vsbc])
+def test_what_a_mask_hides_is_not_calibrated(measure):
+    seen = torch.tensor([True, False, True, True])
+    pyro.set_rng_seed(0)
+    found = measure(
+        partly_seen,
+        guess_where_seen,
+        torch.zeros(4),
+        seen,
+        arguments=lambda data: ((data["x_observed"], seen), {}),
+        progress=False,
+    )
+    assert found.names == ("mu[0]", "mu[1]", "mu[2]", "mu[3]", "x_unobserved[1]")
+    assert found.probabilities.shape == (100, 5)
+    assert found.p_values.min() > FAILURE_BUDGET / MAX_COMPARISONS
+
+
+def test_nothing_is_calibrated_where_masks_hide_it_all():
+    def model(x):
+        with pyro.plate("d", 2), poutine.mask(mask=False):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("d", 2), poutine.mask(mask=False):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match="masks hide every latent"):
+        diagnostics.sbc(model, guide, torch.zeros(2), progress=False)
 
 
 class Encoder(nn.Module):
@@ -452,3 +543,20 @@ def test_data_that_are_coupled_at_seldom_values_alone_are_found_to_be():
         estimate = evidence.ImportanceWeighting(20, progress=False).estimate(model, guide, x)
         found.append(estimate.per_datum is None)
     assert sum(found) > 5
+
+
+def test_annealing_without_a_latent_says_so():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="no latent to move.*ImportanceWeighting"):
+        evidence.AnnealedImportance(10, num_temperatures=3, start="prior").estimate(model, None)
+
+
+def test_annealing_from_an_improper_prior_says_so():
+    def model():
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(UnsupportedSiteError, match="'z'.*improper.*start='guide'"):
+        evidence.AnnealedImportance(10, num_temperatures=3, start="prior").estimate(model, None)

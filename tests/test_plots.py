@@ -75,6 +75,19 @@ def test_bound_bars_lead_from_zero_to_the_elbo():
     assert ax.yaxis_inverted()
 
 
+@pytest.mark.parametrize(
+    ("reconstruction", "kl"), [(3.0, 5.0), (20.0, 5.0), (-18.0, 5.0), (-18.0, -0.5), (3.0, 0.0)]
+)
+def test_no_bar_hides_another(reconstruction, kl):
+    both = plots.bound_bars([reconstruction], [kl], labels=["a"]).containers
+    first, second = (bars[0].get_bbox() for bars in both)
+    across = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
+    up = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
+    assert across <= 1e-9 or up <= 1e-9
+    assert min(first.ymin, second.ymin) == pytest.approx(-0.4)
+    assert max(first.ymax, second.ymax) == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("reconstruction", [[-18.0, -27.5], [18.0, 27.5], [-18.0, 20.0]])
 def test_the_values_of_bound_bars_lie_inside_the_axes(reconstruction):
     ax = plots.bound_bars(reconstruction, [5.0, 0.0], labels=["a", "b"])

@@ -11,14 +11,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
+from pyro.distributions import constraints, transforms
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormalizingFlow
 from pyro.nn import PyroModule, PyroParam
 from support import LOSSES, assert_close
 
-from pyro_elbo import (
-    TraceKL_ELBO,
-)
+from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
 
 KL = math.log(2) + (0.25 + 1) / 2 - 0.5
 loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
@@ -234,3 +233,55 @@ def test_an_error_of_a_density_names_its_site():
 
     with pytest.raises(RuntimeError, match="at site 'y': result type Float"):
         TraceKL_ELBO().loss(model, Guide())
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("side", ["model", "guide"])
+def test_a_plate_deeper_than_was_said_is_refused_beside_enumeration(validates, side):
+    summed = {"enumerate": "parallel"}
+
+    def deep():
+        with pyro.plate("outer", 2, dim=-2), pyro.plate("inner", 3, dim=-1):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer=summed if side == "model" else {})
+            pyro.sample("x", dist.Normal(k, 1.0), obs=torch.zeros(2, 3))
+
+    def deep_guide():
+        if side == "guide":
+            with pyro.plate("outer", 2, dim=-2), pyro.plate("inner", 3, dim=-1):
+                pyro.sample("k", dist.Bernoulli(0.6), infer=summed)
+
+    elbo = TraceKL_ELBO(max_plate_nesting=1)
+    with pyro.validation_enabled(validates):
+        with pytest.raises(
+            ValueError, match="'outer' has dim -2.*give max_plate_nesting=2 or more"
+        ):
+            elbo.loss(deep, deep_guide)
+        TraceKL_ELBO(max_plate_nesting=2).loss(deep, deep_guide)
+
+
+def test_enumeration_by_one_sample_is_refused():
+    def coin(infer):
+        return pyro.sample("k", dist.Bernoulli(0.3), infer=infer)
+
+    one = {"enumerate": "parallel", "num_samples": 1}
+    with pytest.raises(UnsupportedSiteError, match="'k'.*num_samples=1.*leave enumerate"):
+        TraceKL_ELBO().loss(lambda: coin({}), lambda: coin(one))
+
+
+def test_a_batch_dim_that_no_plate_declares_is_named_beside_enumeration():
+    def coins():
+        pyro.sample("k", dist.Bernoulli(torch.tensor([0.2, 0.3])), infer={"enumerate": "parallel"})
+
+    with pytest.raises(UnsupportedSiteError, match="'k'.*no plate declares.*pyro.plate"):
+        TraceKL_ELBO(max_plate_nesting=0).loss(coins, lambda: None)
+
+
+@pytest.mark.parametrize("flow", [transforms.planar, transforms.radial])
+def test_path_derivatives_of_a_flow_without_an_inverse_are_refused(flow):
+    def latent():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = AutoNormalizingFlow(latent, lambda size: flow(size))
+    with pytest.raises(UnsupportedSiteError, match="own samples alone.*path_derivative=False"):
+        TraceGap_ELBO(path_derivative=True).loss_and_grads(latent, guide)
+    TraceGap_ELBO().loss_and_grads(latent, guide)

@@ -99,7 +99,8 @@ def vsbc(
 
     Were the guide the posterior, p would be uniform. VSBC tests less, the symmetry of p about 1/2,
     which holds where the guide's centre is right on average, whatever its spread: a guide that is
-    too narrow on both sides alike passes, and :func:`sbc` flags it.
+    too narrow on both sides alike passes, and :func:`sbc` flags it. Scalars that a mask hides, such
+    as the observed ones of ``obs_mask``, are left out.
 
     Args:
         model: The model.
@@ -116,7 +117,8 @@ def vsbc(
         **kwargs: What both take.
 
     Raises:
-        ValueError: Without ``refit``, no argument holds the data; or a plate is subsampled.
+        ValueError: Without ``refit``, no argument holds the data; a plate is subsampled; or masks
+            hide every latent.
         UnsupportedSiteError: The model has a factor.
 
     Law:
@@ -160,7 +162,7 @@ def sbc(
 
     The rank of the truth among the guide's samples is uniform where the guide is the posterior.
     More ranks at both ends say that the guide is too narrow, fewer that it is too wide, more at one
-    end that it is shifted.
+    end that it is shifted. Scalars that a mask hides are left out, as in :func:`vsbc`.
 
     Args:
         model: The model.

@@ -59,7 +59,14 @@ class EvidenceGapEstimate:
 
     @property
     def standard_error(self) -> Tensor:
-        """The errors of the two, whose samples are independent, together."""
+        """The errors of the two, whose samples are independent, together.
+
+        Of a minibatch that both are scaled up from, it is that of its gaps: how far the data
+        themselves are apart is on both sides.
+        """
+        minibatch = self.evidence.minibatch
+        if minibatch is not None and minibatch == self.elbo.minibatch and not self._why_no_datum:
+            return minibatch.standard_error(self.per_datum.value, self.per_datum.standard_error)
         return torch.hypot(self.evidence.standard_error, self.elbo.standard_error)
 
     @property
@@ -69,18 +76,26 @@ class EvidenceGapEstimate:
         Raises:
             ValueError: The data are dependent.
         """
+        if self._why_no_datum:
+            raise ValueError(f"no datum has a gap of its own: {self._why_no_datum}")
         evidence, elbo = self.evidence.per_datum, self.elbo.per_datum
-        if evidence is None or elbo is None:
-            raise ValueError(
-                "no datum has a gap of its own: "
-                f"{self.evidence.why_no_datum or self.elbo.why_no_datum}"
-            )
+        assert evidence is not None and elbo is not None
         return DatumGap(
             elbo.plates,
             evidence.value - elbo.value,
             torch.hypot(evidence.standard_error, elbo.standard_error),
             elbo.indices,
         )
+
+    @property
+    def _why_no_datum(self) -> str:
+        sides = self.evidence, self.elbo
+        plates = [None if side.per_datum is None else side.per_datum.plates for side in sides]
+        if None in plates:
+            return next(side.why_no_datum for side in sides if side.per_datum is None)
+        if plates[0] != plates[1]:
+            return f"the evidence is of data in the plates {plates[0]}, the ELBO in {plates[1]}"
+        return ""
 
     def __str__(self) -> str:
         sign = "=" if self.evidence.bound == "exact" else "≥"
@@ -111,7 +126,8 @@ def evidence_gap(
     .. math:: \log p(x) - \mathrm{ELBO} = \mathrm{KL}(q(z) \,\|\, p(z \mid x)) \ge 0
 
     Both are of the model as it stands, at :math:`\beta = 1` and without scales. On given data the
-    evidence is a lower bound (unless it is enumerated), and the gap at least what is printed.
+    evidence is a lower bound (unless it is enumerated), and the gap at least what is printed. Of a
+    minibatch beyond which the data cannot be reached, both are scaled up.
 
     Args:
         model: The model.

@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 
 from ..elbo import LatentSite, TraceKL_ELBO
 from ..elbo.dependencies import Parents, Program
+from ..elbo.same_minibatches import SameMinibatches
 from ..elbo.traces import sample_sites
 from ..errors import UnsupportedSiteError
 from ..site_terms import SiteTerms
@@ -209,22 +209,13 @@ class _Probe(TraceKL_ELBO):
         return self.pair
 
 
-class _Plain(Messenger):
+class _Plain(SameMinibatches):
     """Takes off every scale, and keeps the minibatches of the first run."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.minibatches: dict[str, Any] = {}
-
     def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
         if not site_is_subsample(msg):
             msg["scale"] = 1.0
-        elif msg["name"] in self.minibatches:
-            msg["value"], msg["done"] = self.minibatches[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self.minibatches.setdefault(msg["name"], msg["value"])
 
 
 def _check_finite(terms: SiteTerms) -> None:

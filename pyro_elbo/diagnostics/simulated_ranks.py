@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,11 +40,11 @@ def simulated_ranks(
     """The names of the scalar latents, and the share of the guide's samples below each.
 
     The arguments are those of :func:`~pyro_elbo.diagnostics.vsbc`; the shares have shape
-    ``[simulations, scalars]``.
+    ``[simulations, scalars]``. Scalars that a mask hides are left out: nothing is said of them.
 
     Raises:
-        ValueError: Without ``refit``, no argument holds the data; a plate is subsampled; or there
-            are fewer than 10 simulations, or samples.
+        ValueError: Without ``refit``, no argument holds the data; a plate is subsampled; there
+            are fewer than 10 simulations, or samples; or masks hide every latent.
     """
     check_count("num_simulations", num_simulations, 10)
     check_count("num_samples", num_samples, 10)
@@ -66,11 +68,11 @@ def simulated_ranks(
                 found = _ranks(drawn, fitted, num_samples, not rows)
         names = tuple(name for site, rank in found.items() for name in _scalars(site, rank))
         rows.append(torch.cat([rank.flatten() for rank in found.values()]))
-    return names, torch.stack(rows)
+    return _seen(names, torch.stack(rows))
 
 
 def _ranks(drawn: Simulation, guide: Any, num_samples: int, is_first: bool) -> dict[str, Tensor]:
-    """The share of the guide's samples below each true value, ties broken by chance."""
+    """The share of the guide's samples below each true value; nan for those that a mask hides."""
     probe = RatioELBO(1, float("inf"))
     probe.ratios(drawn.model, sampled(guide), drawn.args, drawn.kwargs)
     frames = [f for site in probe.pair[0].nodes.values() for f in site.get("cond_indep_stack", ())]
@@ -84,18 +86,38 @@ def _ranks(drawn: Simulation, guide: Any, num_samples: int, is_first: bool) -> d
         check_at_once(program, elbo.pair, partial(elbo._pair_at_once, program))
     sites = elbo.pair[0].nodes
     return {
-        name: _rank(sites[name]["value"], truth)
+        name: _rank(sites[name], truth)
         for name, truth in drawn.latents.items()
         if name in sites and name in elbo.pair[1].nodes
     }
 
 
-def _rank(samples: Tensor, truth: Tensor) -> Tensor:
+def _rank(site: Any, truth: Tensor) -> Tensor:
+    samples = site["value"]
     below = (samples < truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
     ties = (samples == truth).double().sum(0) + torch.zeros_like(truth, dtype=torch.double)
     below, ties = (count.reshape(truth.shape) for count in (below, ties))
     chance = torch.rand_like(below) * (ties + 1)
-    return (below + chance) / (len(samples) + 1)
+    return ((below + chance) / (len(samples) + 1)).masked_fill(~_is_seen(site, truth), math.nan)
+
+
+def _is_seen(site: Any, truth: Tensor) -> Tensor:
+    """Which scalars of a latent no mask hides."""
+    mask = torch.as_tensor(True if site["mask"] is None else site["mask"])
+    mask = mask.expand(site["fn"].batch_shape)
+    by_scalar = mask.reshape(mask.shape + (1,) * site["fn"].event_dim).expand_as(site["value"])
+    return by_scalar.all(0).reshape(truth.shape)
+
+
+def _seen(names: tuple[str, ...], ranks: Tensor) -> tuple[tuple[str, ...], Tensor]:
+    """Without the scalars that a mask hid in a simulation."""
+    seen = ~ranks.isnan().any(0)
+    if names and not seen.any():
+        raise ValueError(
+            "masks hide every latent, so that there is nothing to calibrate; give data that have "
+            "some"
+        )
+    return tuple(itertools.compress(names, seen.tolist())), ranks[:, seen]
 
 
 def _scalars(site: str, rank: Tensor) -> list[str]:

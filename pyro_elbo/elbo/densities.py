@@ -20,6 +20,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from ..decisions import decide
+from ..errors import UnsupportedSiteError
 from ..weighting import unweighted, weighed
 from .cost import Cost
 from .masks import without_masks
@@ -132,6 +133,14 @@ def _once(site: Any, key: str, density: Callable[[Any], Any]) -> Any:
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"at site {site['name']!r}: {error}") from error
+    except KeyError as error:
+        if "intermediates cache" not in str(error):
+            raise
+        raise UnsupportedSiteError(
+            site["name"],
+            "its density is known at its own samples alone, as its flow has no inverse",
+            "use a flow that has one, or, in a guide, path_derivative=False",
+        ) from error
     if torch.is_grad_enabled():
         site[key] = value
     return value

@@ -24,7 +24,8 @@ from pyro.ops.provenance import (
 )
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .descent import Descent, EscapeError
@@ -211,9 +212,37 @@ def _escapes(name: str, args: Any, result: Any) -> bool:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Inside, a program runs for itself: generators, gradients and handlers outside are kept."""
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+    """Inside, a program runs for itself: what is outside is kept, from generators to buffers."""
+    with (
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        poutine.block(),
+        _on_copies_of_buffers(),
+    ):
         yield
+
+
+@contextmanager
+def _on_copies_of_buffers() -> Iterator[None]:
+    """Inside, a module that runs moves copies of its buffers (running averages, counts)."""
+    own: dict[tuple[nn.Module, str], Tensor] = {}
+
+    def copy(module: nn.Module, args: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (module, name) not in own:
+                own[module, name] = buffer
+                module._buffers[name] = buffer.clone()
+
+    handle = register_module_forward_pre_hook(copy)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for (module, name), buffer in own.items():
+            module._buffers[name] = buffer
 
 
 def _parents(trace: Any, descent: Descent) -> Parents:

@@ -10,6 +10,8 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.util import site_is_factor
 
+from ..errors import UnsupportedSiteError
+
 __all__ = ["DimMessenger"]
 
 TURNS = 8
@@ -47,6 +49,7 @@ class DimMessenger(EnumMessenger):
         return entered
 
     def _pyro_sample(self, msg: Any) -> None:
+        _check_count(msg)
         scope = msg["infer"].get("_markov_scope")
         if scope is None:
             self._reserve(self._lowest)
@@ -91,6 +94,17 @@ class DimMessenger(EnumMessenger):
     @staticmethod
     def _reserve(dim: int) -> None:
         _ENUM_ALLOCATOR.next_available_dim = min(_ENUM_ALLOCATOR.next_available_dim, dim - 1)
+
+
+def _check_count(msg: Any) -> None:
+    count = msg["infer"].get("num_samples")
+    if msg["infer"].get("enumerate") == "parallel" and count is not None and count < 2:
+        raise UnsupportedSiteError(
+            msg["name"],
+            f"it is to be enumerated by num_samples={count}, and a mean in place of its values "
+            "takes two samples or more",
+            "leave enumerate and num_samples out, and it is sampled",
+        )
 
 
 def _has(shape: Any, dim: int) -> bool:

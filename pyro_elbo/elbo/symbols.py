@@ -47,8 +47,9 @@ def name_dims(model: Mapping[str, Any], guide: Mapping[str, Any]) -> None:
             raise UnsupportedSiteError(
                 site["name"],
                 "Enumeration dim conflict: it depends on a site whose dim pyro.markov has given to "
-                "another by then",
-                "increase history= of pyro.markov (in the guide, for what is enumerated there)",
+                "another by then, or has a batch dim there that no plate declares",
+                "increase history= of pyro.markov (in the guide, for what is enumerated there), or "
+                "declare the dim with pyro.plate or .to_event()",
             )
         symbols = {}
         for frame in vectorised(site["cond_indep_stack"]):

@@ -13,14 +13,13 @@ from pyro.infer import ELBO
 from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape, check_traceenum_requirements
-from torch import Tensor
 
 from ..errors import UnsupportedSiteError
 from .dims import DimMessenger
 from .masks import lift_masks
+from .same_minibatches import SameMinibatches
 from .tracers import replayed, traced
 from .traces import Pair, awaiting, awaits_enumeration, is_enumerating, sample_sites
 
@@ -96,7 +95,7 @@ class TracingELBO(ELBO):
             self.max_plate_nesting = max(map(_nesting, pair))
 
     def _enumerate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Pair]:
-        minibatches = _SameMinibatches()
+        minibatches = SameMinibatches()
         model, guide = map(minibatches, self._in_parallel(model, guide))
         queue: LifoQueue[Any] = LifoQueue()
         queue.put(poutine.Trace())
@@ -127,33 +126,24 @@ class TracingELBO(ELBO):
         return trace_pair(model, guide, args, kwargs)
 
     def _check(self, model_trace: Any, guide_trace: Any) -> None:
-        check_sites(sample_sites(model_trace), sample_sites(guide_trace))
+        pair = model_trace, guide_trace
+        check_sites(*map(sample_sites, pair))
+        if is_enumerating(pair):
+            self._check_nesting(pair)
         if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-            if is_enumerating((model_trace, guide_trace)):
-                check_traceenum_requirements(
-                    *map(prune_subsample_sites, (model_trace, guide_trace))
-                )
+            check_model_guide_match(*pair, self.max_plate_nesting)
+            if is_enumerating(pair):
+                check_traceenum_requirements(*map(prune_subsample_sites, pair))
 
-
-class _SameMinibatches(Messenger):
-    """Has every branch of a sequential enumeration see the minibatches that the first one drew."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn: dict[Any, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and not msg["done"] and _plate(msg) in self._drawn:
-            msg["value"], msg["done"] = self._drawn[_plate(msg)], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self._drawn.setdefault(_plate(msg), msg["value"])
-
-
-def _plate(msg: Any) -> tuple[str, int, int]:
-    return msg["name"], msg["fn"].size, msg["fn"].subsample_size
+    def _check_nesting(self, pair: Pair) -> None:
+        for site in (site for trace in pair for site in sample_sites(trace).values()):
+            for frame in site["cond_indep_stack"]:
+                if frame.vectorized and -frame.dim > self.max_plate_nesting:
+                    raise ValueError(
+                        f"site {site['name']!r}: its plate {frame.name!r} has dim {frame.dim}, "
+                        f"where max_plate_nesting={self.max_plate_nesting} has enumerated values; "
+                        f"give max_plate_nesting={-frame.dim} or more, or none, to have it found"
+                    )
 
 
 def _up_to_enumeration(trace: Any) -> Any:

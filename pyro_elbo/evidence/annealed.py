@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from tqdm import tqdm
 
+from ..elbo.sites import has_base
 from ..errors import UnsupportedSiteError
 from .annealing import Annealing
 from .checks import check_count
@@ -138,7 +140,7 @@ def prior_of(model: Any) -> Any:
     """The model's latents alone, as a guide.
 
     Raises:
-        UnsupportedSiteError: When it runs: the model sums a latent out.
+        UnsupportedSiteError: When it runs: the model sums a latent out, or has an improper prior.
     """
 
     def is_hidden(msg: Any) -> bool:
@@ -148,6 +150,12 @@ def prior_of(model: Any) -> Any:
                 "the model sums it out, so that the prior of the others cannot be evaluated at "
                 "its samples",
                 "give a guide of the others, and start='guide'",
+            )
+        if msg["type"] == "sample" and has_base(msg["fn"], ImproperUniform):
+            raise UnsupportedSiteError(
+                msg["name"],
+                "its prior is improper, so that no sample of it can be drawn",
+                "give a guide, and start='guide'",
             )
         return bool(msg["type"] == "sample" and msg["is_observed"])
 
@@ -159,8 +167,13 @@ def check_continuous(weigher: Weigher) -> None:
 
     Raises:
         UnsupportedSiteError: The guide samples a discrete latent.
-        ValueError: The program mixes samples up that are run at once.
+        ValueError: The program mixes samples up that are run at once, or has no latents.
     """
+    if not weigher.guide_sites:
+        raise ValueError(
+            "there is no latent to move, so that log p(x) is the sum of the model's log-densities; "
+            "evidence.ImportanceWeighting computes that"
+        )
     if not weigher.at_once:
         raise ValueError(
             "annealing runs all particles at once, and this program mixes them up: it indexes or "

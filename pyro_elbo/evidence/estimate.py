@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-__all__ = ["Bound", "DatumEvidence", "EvidenceEstimate"]
+__all__ = ["Bound", "DatumEvidence", "EvidenceEstimate", "Minibatch"]
 
 Bound = Literal["lower", "exact", "upper"]
 UNRELIABLE = 0.7
@@ -36,6 +37,37 @@ class DatumEvidence:
     indices: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Minibatch:
+    """A simple random sample of the data, the rest of which cannot be reached.
+
+    Args:
+        plate: The plate of the data.
+        dim: Its dim among those of what there is of each datum.
+        size: How many data it has.
+        full_size: How many there are.
+    """
+
+    plate: str
+    dim: int
+    size: int
+    full_size: int
+
+    def standard_error(self, value: Tensor, standard_error: Tensor) -> Tensor:
+        """The error of a total that is scaled up to all data; nan for a minibatch of one datum.
+
+        Args:
+            value: What there is of each datum.
+            standard_error: The Monte Carlo error of each, independent of one another.
+        """
+        scale = self.full_size / self.size
+        noise = scale**2 * standard_error.square().sum()
+        totals = value.movedim(self.dim, 0).flatten(1).sum(1) if value.dim() > 1 else value
+        spread = totals.var() if self.size > 1 else totals.new_full((), torch.nan)
+        unseen = 1.0 - self.size / self.full_size
+        return (noise + self.full_size**2 * unseen * spread / self.size).sqrt()
+
+
 @dataclass(frozen=True, eq=False)
 class EvidenceEstimate:
     r"""An estimate of :math:`\log p(x)`, of the whole data set: 0-dim tensors in nats.
@@ -52,6 +84,7 @@ class EvidenceEstimate:
         per_datum: The evidence of each datum; ``None`` where data are dependent.
         why_no_datum: Why ``per_datum`` is ``None``.
         why_infinite: Why the value is minus infinity, where it is (an ELBO can be).
+        minibatch: The part of the data that it is scaled up from, where it cannot reach the others.
 
     Above 0.7 of :math:`\hat k` the weights have too heavy a tail: the value is still a bound in
     expectation, and likely far from the truth, and neither its error nor ``ess`` can be trusted.
@@ -69,6 +102,7 @@ class EvidenceEstimate:
     per_datum: DatumEvidence | None = None
     why_no_datum: str = ""
     why_infinite: str = ""
+    minibatch: Minibatch | None = None
 
     @property
     def reliable(self) -> bool:

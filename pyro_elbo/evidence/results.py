@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .estimate import DatumEvidence, EvidenceEstimate
+from .estimate import DatumEvidence, EvidenceEstimate, Minibatch
 from .layout import Layout
 from .weigher import Batch
 from .weights import LogWeights
@@ -50,42 +50,42 @@ def of_data(
         joined("khat"),
         _indices(layout, batches),
     )
-    whole = len(batches) > 1
-    scale = 1.0 if whole else layout.scale
+    minibatch = None if len(batches) > 1 else _minibatch(layout)
+    scale = 1.0 if minibatch is None else layout.scale
     khats = datum.khat[~datum.khat.isnan()]
     return EvidenceEstimate(
         constant + scale * datum.value.sum(),
-        _standard_error(layout, datum, 1.0 if whole else layout.scale),
+        _standard_error(datum, minibatch),
         "lower",
         weights[0].num_samples,
         datum.ess.min(),
         khats.max() if khats.numel() else datum.khat.new_tensor(torch.nan),
         datum,
+        minibatch=minibatch,
     )
 
 
-def _standard_error(layout: Layout, datum: DatumEvidence, scale: float) -> Tensor:
+def _minibatch(layout: Layout) -> Minibatch | None:
+    if layout.subsampled is None:
+        return None
+    frame = layout.frames[layout.subsampled]
+    dim = layout.plates.index(layout.subsampled)
+    return Minibatch(frame.name, dim, frame.size, frame.full_size)
+
+
+def _standard_error(datum: DatumEvidence, minibatch: Minibatch | None) -> Tensor:
     """Monte Carlo error, and that of a simple random sample of the data where it is one."""
-    variance = scale**2 * datum.standard_error.square().sum()
-    if scale != 1.0 and layout.subsampled is not None:
-        dim = layout.plates.index(layout.subsampled)
-        others = [at for at in range(datum.value.dim()) if at != dim]
-        totals = datum.value.sum(others) if others else datum.value
-        drawn = layout.frames[layout.subsampled]
-        unseen = 1.0 - drawn.size / drawn.full_size
-        spread = totals.var() if drawn.size > 1 else _unknown_spread(totals, drawn.name)
-        variance = variance + drawn.full_size**2 * unseen * spread / drawn.size
-    return variance.sqrt()
-
-
-def _unknown_spread(totals: Tensor, plate: str) -> Tensor:
-    warnings.warn(
-        f"the minibatch of plate {plate!r} is one datum, which does not show how far the others "
-        "are from it: the error of the evidence of all data is nan; give two data or more",
-        UserWarning,
-        stacklevel=2,
-    )
-    return totals.new_full((), torch.nan)
+    if minibatch is None:
+        return datum.standard_error.square().sum().sqrt()
+    if minibatch.size == 1:
+        warnings.warn(
+            f"the minibatch of plate {minibatch.plate!r} is one datum, which does not show how far "
+            "the others are from it: the error of the evidence of all data is nan; give two data "
+            "or more",
+            UserWarning,
+            stacklevel=2,
+        )
+    return minibatch.standard_error(datum.value, datum.standard_error)
 
 
 def _indices(layout: Layout, batches: Sequence[Batch]) -> Tensor | None:

@@ -96,7 +96,8 @@ def bound_bars(
     """How far each bound is from 0, and why: the reconstruction's share, then the KL's.
 
     Each bar starts at 0; the reconstruction leads down, the KL (hatched) follows, and the bar ends
-    at the ELBO, which is written beside it.
+    at the ELBO, which is written beside it. Where the KL leads back over a reconstruction above 0,
+    it lies below it.
 
     Args:
         reconstruction: Expected log-likelihood of each bound, shape [R].
@@ -121,9 +122,15 @@ def bound_bars(
         )
     is_alone, ax = ax is None, axes_or_new(ax)
     rows = np.arange(len(labels))
-    parts = (("reconstruction", reconstruction, 0.0, ""), ("kl", -kl, reconstruction, KL_HATCH))
-    for name, values, left, hatch in parts:
-        bars = ax.barh(rows, values, left=left, color=TERM_COLOURS[name], label=TERM_LABELS[name])
+    height = np.where(reconstruction * kl > 0, 0.4, 0.8)
+    above = 0.4 - height / 2
+    parts = (
+        ("reconstruction", rows - above, reconstruction, 0.0, ""),
+        ("kl", rows + above, -kl, reconstruction, KL_HATCH),
+    )
+    for name, places, values, left, hatch in parts:
+        colour, label = TERM_COLOURS[name], TERM_LABELS[name]
+        bars = ax.barh(places, values, height, left, color=colour, label=label)
         for bar in bars:
             bar.set(hatch=hatch, edgecolor="white", linewidth=0)
     for row, fit, elbo in zip(rows, reconstruction, reconstruction - kl, strict=True):
