@@ -2,7 +2,7 @@ r"""How large :math:`\log p(x)` is, and how sure that is."""
 
 from .annealed import AnnealedImportance
 from .bidirectional import BidirectionalMonteCarlo, EvidenceInterval
-from .estimate import DatumEvidence, EvidenceEstimate
+from .estimate import DatumEvidence, EvidenceEstimate, Minibatch
 from .exact import Enumeration
 from .importance import ImportanceWeighting
 
@@ -14,4 +14,5 @@ __all__ = [
     "EvidenceEstimate",
     "EvidenceInterval",
     "ImportanceWeighting",
+    "Minibatch",
 ]
