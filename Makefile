@@ -68,6 +68,7 @@ lab: $(INSTALLED_LAB)  ## Open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
 docs: $(INSTALLED_DOCS)  ## Build the documentation into docs/_build/html, and check its links
+	rm -rf $(SITE)
 	$(PY) -m sphinx -q --fail-on-warning --keep-going --fresh-env -b html docs $(SITE)
 	$(PY) docs/check_site.py $(SITE)
 
