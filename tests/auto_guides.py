@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro
+import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -26,6 +27,15 @@ from pyro.infer.autoguide import (
 from support import assert_close, assert_mean
 
 from pyro_elbo import BetaELBOMixin
+
+of_samples = pytest.mark.parametrize(
+    "vectorize",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="sequential"),
+        pytest.param(True, id="vectorised"),
+    ],
+)
+"""Means of samples: many at a time in `make test`, one after another in `make check` too."""
 
 
 class BetaTrace_ELBO(BetaELBOMixin, Trace_ELBO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro
+import pytest
 import torch
 from pyro import poutine
 from scipy.stats import t as student_t
@@ -19,6 +20,14 @@ PARTICLES = {
     "sequential": {"num_particles": 2},
     "vectorised": {"num_particles": 20, "vectorize_particles": True},
 }
+SEQUENTIAL_IS_SLOW = pytest.mark.parametrize(
+    "particles",
+    [
+        pytest.param(options, marks=pytest.mark.slow if name == "sequential" else (), id=name)
+        for name, options in PARTICLES.items()
+    ],
+)
+"""Means of samples: many at a time in `make test`, one after another in `make check` too."""
 
 
 def assert_mean(samples: Tensor, exact: Tensor, what: str = "") -> None:

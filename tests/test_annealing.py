@@ -171,7 +171,7 @@ def exact_hierarchy(x):
 SIMULATED = {"by datum": (linear, exact_linear), "shared": (hierarchy, exact_hierarchy)}
 
 
-@pytest.mark.parametrize("name", SIMULATED)
+@pytest.mark.parametrize("name", [pytest.param("by datum", marks=pytest.mark.slow), "shared"])
 def test_both_bounds_are_unbiased_in_their_weights(name):
     """The mean weight forwards, and the mean inverse weight backwards, on any data."""
     model, exact = SIMULATED[name]

@@ -15,6 +15,7 @@ from auto_guides import (
     evaluate,
     listed,
     make,
+    of_samples,
     with_discrete,
 )
 from pyro import poutine
@@ -119,7 +120,7 @@ CONTINUOUS = ["m", "w", "z"]
 
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("side", ["guide", "model"])
-@particles
+@of_samples
 def test_enumeration_beside_continuous_parts(name, side, vectorize):
     """In the guide by AutoDiscreteParallel, in the model where the guide lacks the site."""
     build, model = with_discrete(GUIDES[name], *CONTINUOUS), mixture

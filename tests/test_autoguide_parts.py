@@ -19,6 +19,7 @@ from auto_guides import (
     evaluate,
     listed,
     make,
+    of_samples,
 )
 from pyro import poutine
 from pyro.infer.autoguide import (
@@ -35,7 +36,6 @@ from torch import nn
 from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO, UnsupportedSiteError
 
 loss_classes = pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
-particles = pytest.mark.parametrize("vectorize", [False, True], ids=["sequential", "vectorised"])
 DATA = torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64)
 
 
@@ -162,7 +162,7 @@ def test_each_part_of_a_list_keeps_its_sites(name):
 
 
 @pytest.mark.parametrize("name", LISTS)
-@particles
+@of_samples
 def test_lists_have_the_value_and_the_mean_of_trace_elbo(name, vectorize):
     guide = build_list(name)
     kwargs = {"num_particles": 2, "vectorize_particles": vectorize, "max_plate_nesting": 1}

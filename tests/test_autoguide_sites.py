@@ -17,6 +17,7 @@ from auto_guides import (
     assert_same_mean,
     evaluate,
     make,
+    of_samples,
 )
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
@@ -103,7 +104,7 @@ def test_weight_0_drops_no_jacobian_from_the_terms(name, cls):
 
 
 @guides
-@particles
+@of_samples
 @pytest.mark.parametrize("cls", [TraceEntropy_ELBO, TraceKL_ELBO], ids=lambda cls: cls.__name__)
 def test_closed_forms_have_the_mean_of_samples(name, vectorize, cls):
     """In a hierarchy, and for a prior that correlates what the guide keeps apart."""
@@ -138,7 +139,7 @@ LOCAL = {
 
 
 @pytest.mark.parametrize("name", LOCAL)
-@particles
+@of_samples
 def test_subsampled_latents(name, vectorize):
     guide = make(LOCAL[name], minibatches)
     kwargs = kwargs_of(vectorize)

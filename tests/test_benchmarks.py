@@ -36,6 +36,7 @@ def names(table):
     return [row.removeprefix("| ") for row in rows[2:]]
 
 
+@pytest.mark.slow
 def test_the_table_of_variances_has_every_program(tmp_path):
     output = tmp_path / "table.md"
     command = [sys.executable, SCRIPT, "--evaluations", "5", "--output", output]
@@ -183,6 +184,7 @@ def test_every_variant_has_a_label_and_every_cell_its_parts():
         assert {cell.workload for cell in task.cells} <= SIZED.keys()
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_its_results_and_its_tables(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--variants", "trace", "by_hand"]
     command += ["--only", "eight_schools", "--only", "three_level"]

@@ -77,7 +77,7 @@ def by_mask(kind):
     return model, guide
 
 
-@pytest.mark.parametrize("kind", ["mask", "scale"])
+@pytest.mark.parametrize("kind", ["mask", pytest.param("scale", marks=pytest.mark.slow)])
 def test_a_mask_or_scale_that_depends_on_another_site(kind):
     model, guide = by_mask(kind)
     losses = [

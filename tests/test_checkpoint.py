@@ -58,7 +58,10 @@ def killed_and_resumed(*arguments):
     assert done.stdout.strip() == "same", done.stderr
 
 
-@pytest.mark.parametrize(("kind", "moments"), [("svi", ["13", "write:20"]), ("em", ["22"])])
+@pytest.mark.parametrize(
+    ("kind", "moments"),
+    [("svi", ["13", "write:20"]), pytest.param("em", ["22"], marks=pytest.mark.slow)],
+)
 def test_a_killed_run_resumes_bit_for_bit(kind, moments):
     killed_and_resumed(kind, *moments)
 

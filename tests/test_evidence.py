@@ -108,7 +108,10 @@ def repeated(estimator, count, model, guide, *args):
     return [estimator.weigh(weigher) for _ in range(count)]
 
 
-@pytest.mark.parametrize("size", [None, 4], ids=["full", "minibatches"])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(None, id="full"), pytest.param(4, marks=pytest.mark.slow, id="minibatches")],
+)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_mean_weight_is_the_evidence(name, size):
     """Two samples suffice: ``exp`` of the estimate is unbiased, here for a bounded weight."""
@@ -186,7 +189,7 @@ def test_a_minibatch_as_argument_is_scaled_up_with_its_error():
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
     estimator = ImportanceWeighting(2, progress=False)
-    draws = [data[torch.randperm(40)[:20]] for _ in range(200)]
+    draws = [data[torch.randperm(40)[:20]] for _ in range(80)]
     estimates = [estimator.estimate(model, posterior, x) for x in draws]
     values = torch.stack([estimate.value for estimate in estimates])
     errors = torch.stack([estimate.standard_error for estimate in estimates])

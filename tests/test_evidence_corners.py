@@ -96,7 +96,7 @@ def test_the_gap_of_a_given_minibatch_has_no_error_of_the_data_that_both_sides_s
 def test_the_error_of_the_gap_of_a_given_minibatch_is_how_far_it_is_off():
     pyro.set_rng_seed(0)
     exact = ((0.2 * X) ** 2 / (2 * 0.8)).sum()
-    found = [gap_of(too_low, X[torch.randperm(12)[:6]]) for _ in range(60)]
+    found = [gap_of(too_low, X[torch.randperm(12)[:6]]) for _ in range(40)]
     off = torch.stack([(gap.value - exact) / gap.standard_error for gap in found])
     assert_mean(off.square(), torch.ones(()))
 
@@ -166,12 +166,11 @@ def test_a_reparameterised_latent_is_no_datum_of_a_simulation():
     model = poutine.reparam(simulated, {"z": LocScaleReparam(0.0)})
     annealing = evidence.AnnealedImportance(100, num_temperatures=100, start="prior")
     bidirectional = evidence.BidirectionalMonteCarlo(annealing)
-    for seed in range(3):
-        pyro.set_rng_seed(seed)
-        interval = bidirectional.estimate(model, None, torch.tensor(0.3))
-        assert list(interval.data) == ["x"]
-        exact = dist.Normal(0.0, 5.0**0.5).log_prob(interval.data["x"])
-        assert interval.contains(exact, num_standard_errors=5)
+    pyro.set_rng_seed(0)
+    interval = bidirectional.estimate(model, None, torch.tensor(0.3))
+    assert list(interval.data) == ["x"]
+    exact = dist.Normal(0.0, 5.0**0.5).log_prob(interval.data["x"])
+    assert interval.contains(exact, num_standard_errors=5)
 
 
 def test_a_fit_to_simulated_data_sees_a_reparameterised_latent():

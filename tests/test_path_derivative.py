@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 from pyro.nn import PyroModule, PyroParam
-from support import PARTICLES, assert_close, assert_mean, evaluate
+from support import PARTICLES, SEQUENTIAL_IS_SLOW, assert_close, assert_mean, evaluate
 
 from pyro_elbo import TraceGap_ELBO, UnsupportedSiteError
 from pyro_elbo.reference import BetaBernoulli, ConjugateNormal, HierarchicalNormal, LinearVAE
@@ -64,7 +64,7 @@ def test_the_value_is_the_same(problem_class, particles):
 
 
 @problems
-@particle_modes
+@SEQUENTIAL_IS_SLOW
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
 def test_the_mean_is_the_gradient(problem_class, particles, beta):
     problem = problem_class()

@@ -15,7 +15,7 @@ from support import LOSSES, assert_close, clear_gradients, gradients
 
 from pyro_elbo import TraceGap_ELBO, UnsupportedSiteError
 
-FAST_PROGRAMS = 100
+FAST_PROGRAMS = 60
 NUM_PROGRAMS = 300
 MORE_PROGRAMS = 2000
 BATCH = 20
