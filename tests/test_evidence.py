@@ -189,7 +189,7 @@ def test_a_minibatch_as_argument_is_scaled_up_with_its_error():
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
     estimator = ImportanceWeighting(2, progress=False)
-    draws = [data[torch.randperm(40)[:20]] for _ in range(80)]
+    draws = [data[torch.randperm(40)[:30]] for _ in range(80)]
     estimates = [estimator.estimate(model, posterior, x) for x in draws]
     values = torch.stack([estimate.value for estimate in estimates])
     errors = torch.stack([estimate.standard_error for estimate in estimates])
