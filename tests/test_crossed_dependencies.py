@@ -439,3 +439,36 @@ def test_mixed_up_samples_are_refused_where_something_is_enumerated(cls):
     elbo = cls(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
     with pytest.raises(UnsupportedSiteError, match="many samples at once"):
         elbo.loss(model, guide)
+
+
+def factor_of(logits):
+    pyro.factor("g", logits, has_rsample=False)
+
+
+def coin_of(logits):
+    pyro.sample("g", dist.Bernoulli(logits=logits), infer={"is_auxiliary": True})
+
+
+@loss_classes
+@pytest.mark.parametrize("scored", [factor_of, coin_of])
+def test_what_is_scored_for_values_inside_of_a_plate_weighs_no_cost_outside_of_it(cls, scored):
+    probs, prior = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
+
+    def model():
+        pyro.sample("k", dist.Categorical(prior))
+        with pyro.plate("d", 2):
+            pyro.sample("w", dist.Categorical(torch.ones(3) / 3))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.7))
+
+    def guide():
+        k = pyro.sample("k", dist.Categorical(probs), infer={"enumerate": "parallel"})
+        with pyro.plate("d", 2):
+            w = pyro.sample("w", dist.Categorical(probs), infer={"enumerate": "parallel"})
+            scored(0.3 * k + 0.5 * w)
+
+    terms = cls(max_plate_nesting=1).decompose(model, guide)
+    exact = (probs * (probs / prior).log()).sum()
+    torch.testing.assert_close(terms.sites["k"].kl.sum(), exact)
+    torch.testing.assert_close(
+        terms.reconstruction, dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.7))
+    )

@@ -155,7 +155,7 @@ class GuideExpectation:
             value = pack(site, value, _dims(cost))
         plates = ordinal(cost.stack, cost.dims)
         self._check_plates(site, value, plates)
-        upstream = [f.over(plates) for f in self._factors if f.plates <= plates or f.is_score]
+        upstream = [f.over(plates) for f in self._factors if self._may_weigh(f, plates)]
         branches = math.prod(f.total for f in self._factors if not f.plates <= plates)
         factors = _ancestors(upstream, value, site if closed else None)
         value = self._weigh(value, places.keys(), factors) if factors else value
@@ -174,6 +174,16 @@ class GuideExpectation:
                 outside = factor.total > 1 and not factor.plates <= plates
                 if outside and order.may_depend(site.members, factor.name):
                     raise _outside(site.name, factor)
+
+    def _may_weigh(self, factor: _Factor, plates: frozenset[str]) -> bool:
+        """Whether a cost in some plates may depend on a factor's sample.
+
+        A sample from other plates may reach it where there is one for each value of sites in its
+        own: for each value of another the cost would have that site's dim.
+        """
+        owners = [self._owners[s] for s in factor.enumerated_dims if s in self._owners]
+        reaches = factor.is_score and all(owner.plates <= plates for owner in owners)
+        return factor.plates <= plates or reaches
 
     def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
         for symbol in value._pyro_dims:
