@@ -181,9 +181,10 @@ class GuideExpectation:
         A sample from other plates may reach it where there is one for each value of sites in its
         own: for each value of another the cost would have that site's dim.
         """
+        if factor.plates <= plates or not factor.is_score:
+            return factor.plates <= plates
         owners = [self._owners[s] for s in factor.enumerated_dims if s in self._owners]
-        reaches = factor.is_score and all(owner.plates <= plates for owner in owners)
-        return factor.plates <= plates or reaches
+        return all(owner.plates <= plates for owner in owners)
 
     def _check_plates(self, site: str, value: Packed, plates: frozenset[str]) -> None:
         for symbol in value._pyro_dims:

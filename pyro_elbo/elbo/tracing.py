@@ -128,11 +128,12 @@ class TracingELBO(ELBO):
     def _check(self, model_trace: Any, guide_trace: Any) -> None:
         pair = model_trace, guide_trace
         check_sites(*map(sample_sites, pair))
-        if is_enumerating(pair):
+        enumerates = is_enumerating(pair)
+        if enumerates:
             self._check_nesting(pair)
         if is_validation_enabled():
             check_model_guide_match(*pair, self.max_plate_nesting)
-            if is_enumerating(pair):
+            if enumerates:
                 check_traceenum_requirements(*map(prune_subsample_sites, pair))
 
     def _check_nesting(self, pair: Pair) -> None:
