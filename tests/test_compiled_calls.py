@@ -15,7 +15,9 @@ from test_compiled_svi import X, assert_equal, leaves, start, twenty
 
 from pyro_elbo import NonFiniteError, TraceKL_ELBO, fit, schedules
 from pyro_elbo.capture import compilation, private
+from pyro_elbo.capture.permutation import THREAD
 from pyro_elbo.errors import StopTraining
+from pyro_elbo.steppers.compiled import CompiledSVI
 
 CALLS, SIZE = 4, 5
 
@@ -228,3 +230,30 @@ def test_a_compiled_call_of_several_steps(background):
     if background:
         svi._programs[0].compilation._job.join(300)
     assert "compiled in" in svi.explain()
+
+
+@pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.parametrize("size", [1, pytest.param(SIZE, marks=pytest.mark.slow)])
+def test_minibatches_drawn_by_compiled_code_are_those_of_eager(size):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x), subsample_size=7) as index:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    x, ends = torch.linspace(-1.0, 1.0, 3000, dtype=X.dtype), []
+    for kind, options in ((SVI, {}), (CompiledSVI, {"compiles": True, "steps_per_call": size})):
+        svi = start(kind, model=model, guide=AutoNormal(model), **options)
+        losses = []
+        for _ in range(CALLS * SIZE if kind is SVI else CALLS * SIZE // size):
+            loss = svi.step(x)
+            losses += svi.last_losses if kind is CompiledSVI else [loss]
+            for thread in threading.enumerate():  # it waits for the compiler
+                if thread.name == THREAD:
+                    thread.join()
+        ends.append((losses, leaves(), torch.get_rng_state()))
+    (draw,) = {fill._draw for fill in svi._programs[0]._noise._fills if hasattr(fill, "_draw")}
+    assert draw.__name__ != "_drawn_by_torch"
+    assert_close(ends[0][0], ends[1][0])
+    assert ends[0][1].keys() == ends[1][1].keys()
+    assert_close([*ends[0][1].values()], [*ends[1][1].values()])
+    assert torch.equal(ends[0][2], ends[1][2])

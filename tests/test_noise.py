@@ -1,10 +1,18 @@
 """What is drawn before a graph is what the graph would draw, and leaves the generator there too."""
 
+import threading
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pyro_elbo.capture import permutation
 from pyro_elbo.capture.noise import take_noise_out
-from pyro_elbo.capture.private import trace_operations
+from pyro_elbo.capture.permutation import SMALLEST, THREAD, FirstOfPermutation
+from pyro_elbo.capture.private import has_compiler, trace_operations
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 
 SIZE = 20
 TAKES = {
@@ -80,4 +88,115 @@ def test_a_graph_that_takes_nothing_has_its_noise_as_an_input():
     _, left = after(0, noise.draw)
     right, others = after(0, lambda: torch.randn(3) + 1)
     assert torch.equal(graph(*noise.inputs)[0], right)
+    assert torch.equal(left, others)
+
+
+def drawn(size, count):
+    """What fills a tensor with the first so many of a permutation, by compiled code."""
+    first = FirstOfPermutation(torch.empty(size, dtype=torch.int32), count)
+    first._compile()
+    assert first._draw != first._drawn_by_torch
+    return first
+
+
+@needs_compiler
+@given(
+    size=st.integers(SMALLEST, 20_000),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**63 - 1),
+    before=st.integers(0, 1300),
+)
+@settings(max_examples=60)
+def test_compiled_code_draws_the_first_of_a_permutation_as_torch_does(size, share, seed, before):
+    count = 1 + int(share * (size - 2))
+    draw, found = drawn(size, count), torch.empty(count, dtype=torch.int32)
+    torch.manual_seed(seed)
+    torch.rand(before)
+    torch.randn(1)  # the next normal number is there already, and stays so
+    for _ in range(3):
+        state = torch.get_rng_state()
+        draw(found)
+        left, own = torch.get_rng_state(), torch.randn(5)
+        torch.set_rng_state(state)
+        assert torch.equal(found, torch.randperm(size)[:count])
+        assert torch.equal(left, torch.get_rng_state())
+        assert torch.equal(own, torch.randn(5))
+
+
+@needs_compiler
+def test_the_generator_passes_over_each_count_of_numbers():
+    found = torch.empty(1, dtype=torch.int32)
+    for size in range(SMALLEST, SMALLEST + 2 * 624, 3):
+        draw = drawn(size, 1)
+        _, own = after(size, lambda draw=draw: draw(found))
+        _, others = after(size, lambda size=size: torch.randperm(size))
+        assert torch.equal(own, others)
+
+
+@needs_compiler
+def test_minibatches_of_several_runs_are_drawn_by_compiled_code_one_after_the_other():
+    noise = minibatches().repeated(3)
+    compiled_now(noise)
+    after(0, noise.draw)
+    torch.manual_seed(0)
+    assert all(torch.equal(v, torch.randperm(SMALLEST)[:9]) for v in noise.inputs)
+
+
+@needs_compiler
+def test_the_indices_of_one_run_are_drawn_by_compiled_code():
+    noise = minibatches()
+    compiled_now(noise)
+    (value,) = noise.inputs
+    for seed in range(3):
+        _, left = after(seed, noise.draw)
+        right, others = after(seed, lambda: torch.randperm(SMALLEST)[:9])
+        assert torch.equal(value, right)
+        assert torch.equal(left, others)
+
+
+def minibatches():
+    zero = torch.zeros(())
+    graph = trace_operations(lambda zero: [torch.randperm(SMALLEST)[:9] + zero], zero)
+    return take_noise_out(graph.graph)
+
+
+def compiled_now(noise):
+    noise.compile()
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
+    assert all(fill._draw != fill._drawn_by_torch for fill in noise._fills)
+
+
+@pytest.mark.parametrize("size, count", [(SMALLEST - 1, 5), (SMALLEST, SMALLEST)])
+def test_torch_draws_few_numbers_and_whole_permutations(monkeypatch, size, count):
+    monkeypatch.setattr(permutation, "_is_right", lambda: pytest.fail("it is compiled"))
+    first = FirstOfPermutation(torch.empty(size, dtype=torch.int32), count)
+    first.compile()
+    assert first._draw == first._drawn_by_torch
+
+
+def no_compiler(source, types):
+    raise OSError("no compiler")
+
+
+def another_torch():
+    return lambda state, order, places, first, size, count: first.zero_()
+
+
+@pytest.mark.parametrize(
+    "name, now",
+    [("compile_function", no_compiler), ("_kernel", another_torch)],
+    ids=["no compiler", "another torch"],
+)
+def test_torch_draws_on_where_compiled_code_does_not_draw_the_same(monkeypatch, name, now):
+    permutation._kernel.cache_clear()
+    permutation._is_right.cache_clear()
+    monkeypatch.setattr(permutation, name, now)
+    noise = minibatches()
+    noise._fills[0]._compile()
+    permutation._is_right.cache_clear()
+    _, left = after(0, noise.draw)
+    right, others = after(0, lambda: torch.randperm(SMALLEST)[:9])
+    assert torch.equal(noise.inputs[0], right)
     assert torch.equal(left, others)

@@ -32,6 +32,7 @@ from .tape import Outputs, Tape, Taped
 
 __all__ = [
     "build_library",
+    "compile_function",
     "compile_graph",
     "has_compiler",
     "load_library",
@@ -219,6 +220,24 @@ def _tape_of(call: Any, constants: Sequence[Tensor], inputs: Sequence[Tensor]) -
     with patch.dict(call.__globals__, stand_ins):
         outputs = call([*constants, *inputs])
     return Tape(calls, sum(t.nbytes for t in made), [output.numpy() for output in outputs])
+
+
+def compile_function(source: str, types: Sequence[str]) -> Callable[..., Any]:
+    """Compile a C++ function that is called ``kernel`` and includes nothing of torch.
+
+    Args:
+        source: It.
+        types: Of its arguments, in C++; a pointer is given as a tensor.
+    """
+    return _for_this_processor([], partial(_function, source, types))
+
+
+def _function(source: str, types: Sequence[str]) -> Any:
+    from torch._inductor import config
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    with config.patch({"cpp_cache_precompile_headers": False}):
+        return CppPythonBindingsCodeCache.load_pybinding(types, source)
 
 
 def read_headers(inputs: Sequence[Tensor], size: int) -> None:

@@ -132,6 +132,8 @@ class Program:
                 "or resolve_conj()"
             )
         self.compilation = Compilation(self.step.graph, own, compiler)
+        if compiler is not None and not self.compilation.why_not:
+            self._noise.compile()
 
     def matches(self, arguments: Arguments, flat: FlatParameters, weights: Ahead) -> bool:
         """Whether the program is that of the next steps."""
