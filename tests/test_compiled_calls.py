@@ -18,6 +18,7 @@ from pyro_elbo.capture import compilation, private
 from pyro_elbo.capture.permutation import THREAD
 from pyro_elbo.errors import StopTraining
 from pyro_elbo.steppers.compiled import CompiledSVI
+from pyro_elbo.training import Checkpoint
 
 CALLS, SIZE = 4, 5
 
@@ -139,7 +140,36 @@ def test_fit_has_a_row_for_each_step(without_compiling):
         assert_close(history[name], right[name])
 
 
+def test_a_run_that_goes_on_from_a_checkpoint_ends_where_a_call_does(tmp_path):
+    path, calls = tmp_path / "run.ckpt", []
+    whole = fit(start(SVI), X, num_steps=20, progress=False)
+    fit(start(SVI), X, num_steps=10, progress=False, callbacks=[Checkpoint(path)])
+    svi = start(steps_per_call=SIZE)
+    found = fit(svi, X, num_steps=20, progress=False, resume=path, callbacks=[calls.append])
+    assert len(calls) == 2
+    assert found["epoch"].tolist() == whole["epoch"].tolist() == [*range(20)]
+    assert_close(found["objective"], whole["objective"])
+
+    fit(start(SVI), X, num_steps=12, progress=False, callbacks=[Checkpoint(path)])
+    for end in ("num_steps", "num_epochs"):
+        svi = start(steps_per_call=SIZE)
+        with pytest.raises(ValueError, match=f"{end}=20 leaves 8 steps, which is no multiple"):
+            fit(svi, X, **{end: 20}, progress=False, resume=path)
+        assert not leaves()
+    found = fit(start(steps_per_call=SIZE), X, num_steps=22, progress=False, resume=path)
+    assert found["step"].tolist() == [*range(1, 23)]
+    assert found["epoch"].tolist() == [*range(22)]
+    back = tmp_path / "back.ckpt"
+    svi = start(steps_per_call=SIZE)
+    fit(svi, X, num_epochs=10, progress=False, callbacks=[Checkpoint(back)])
+    found = fit(start(SVI), X, num_epochs=13, progress=False, resume=back)
+    assert found["epoch"].tolist() == [*range(13)]
+    assert_close(found["objective"], whole["objective"][:13])
+
+
 def test_a_number_of_steps_that_is_no_multiple_and_one_that_is_none():
+    with pytest.raises(ValueError, match=r"num_epochs=7 is no multiple .* steps_per_call=5"):
+        fit(start(steps_per_call=SIZE), X, num_epochs=7)
     with pytest.raises(ValueError, match=r"num_steps=7 is no multiple .* steps_per_call=5"):
         fit(start(steps_per_call=SIZE), X, num_steps=7)
     for name in ("steps_per_call", "max_nodes"):

@@ -172,9 +172,11 @@ def restore(path: str | os.PathLike[str], run: Run, feed: Feed, callbacks: Seque
         callbacks: Its callbacks, checkpoints left out.
 
     Raises:
-        ValueError: The file is not to be used, or is of another program.
+        ValueError: The file is not to be used, is of another program, or the run would not end
+            where a call of the stepper does.
     """
     content = read_checkpoint(path)
+    feed.check_calls(run.num_steps, content["step"])
     modules = {n: m for c in callbacks if isinstance(c, Checkpoint) for n, m in c.modules.items()}
     others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     state = StepperState(run.stepper, modules)

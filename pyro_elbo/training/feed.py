@@ -35,12 +35,14 @@ class StepInput(NamedTuple):
     Args:
         args: Positional.
         kwargs: By keyword.
-        place: The place in the data.
+        place: The place in the data, after the last step of the call.
+        num_epochs: How many epochs the call is, each of one step; 1 where there are batches.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     place: Place
+    num_epochs: int = 1
 
 
 class Feed:
@@ -51,6 +53,7 @@ class Feed:
         kwargs: Of every step.
         batches: What to go through, once in each epoch.
         num_epochs: After how many to end; never by default.
+        steps_per_call: How many steps each input is for.
 
     Raises:
         TypeError: There are both positional arguments and batches, or batches cannot be iterated.
@@ -64,6 +67,7 @@ class Feed:
         kwargs: Mapping[str, Any],
         batches: Iterable[Any] | None,
         num_epochs: int | None,
+        steps_per_call: int = 1,
     ) -> None:
         if batches is not None and args:
             raise TypeError(
@@ -78,16 +82,25 @@ class Feed:
                 "a list or a DataLoader, not a generator"
             )
         self._args, self._kwargs, self._batches = args, kwargs, batches
-        self._num_epochs = num_epochs
+        self._num_epochs, self._steps_per_call = num_epochs, steps_per_call
         self._signature: Signature | None = None
         self.place = Place()
         self.keeps_rng = False
         self.generators = loader_generators(batches)
 
     def __iter__(self) -> Iterator[StepInput]:
+        return self._same() if self._batches is None else self._epochs()
+
+    def _same(self) -> Iterator[StepInput]:
+        epoch, size = self.place.epoch + self.place.batch, self._steps_per_call
+        while self._num_epochs is None or epoch < self._num_epochs:
+            epoch += size
+            yield StepInput(self._args, self._kwargs, Place(epoch - 1, 1), size)
+
+    def _epochs(self) -> Iterator[StepInput]:
         epoch, skip = self.place.epoch, self.place.batch
         while self._num_epochs is None or epoch < self._num_epochs:
-            yield from self._epoch(epoch, skip)
+            yield from self._batches_of(epoch, skip)
             epoch, skip = epoch + 1, 0
 
     @property
@@ -96,9 +109,30 @@ class Feed:
         if self._num_epochs is None or self._batches is None:
             return self._num_epochs
         try:
-            return self._num_epochs * len(self._batches)  # type: ignore[arg-type]
+            num_batches = self._num_epochs * len(self._batches)  # type: ignore[arg-type]
         except TypeError:  # a DataLoader has a len, and its IterableDataset may have none
             return None
+        return num_batches * self._steps_per_call
+
+    def check_calls(self, num_steps: int | None, taken: int = 0) -> None:
+        """Check that the run ends where a call does.
+
+        Args:
+            num_steps: The steps of the whole run, if those are what ends it.
+            taken: How many were taken already.
+
+        Raises:
+            ValueError: It does not.
+        """
+        by_epochs = self._num_epochs if self._batches is None else None
+        size = self._steps_per_call
+        for name, number in (("num_steps", num_steps), ("num_epochs", by_epochs)):
+            if number is not None and number > taken and (number - taken) % size:
+                left = f" leaves {number - taken} steps, which" if taken else ""
+                raise ValueError(
+                    f"{name}={number}{left} is no multiple of the stepper's steps_per_call={size}"
+                    + (f"; the checkpoint is of step {taken}" if taken else "")
+                )
 
     def first(self) -> StepInput:
         """The first input of the epoch that a resumed run is in; the generators are as before."""
@@ -115,13 +149,6 @@ class Feed:
     def resume(self, place: Place) -> None:
         """Go on from a place: the epoch's batches are drawn anew, those taken are passed over."""
         self.place = place
-
-    def _epoch(self, epoch: int, skip: int) -> Iterator[StepInput]:
-        if self._batches is None:
-            if not skip:
-                yield StepInput(self._args, self._kwargs, Place(epoch, 1))
-            return
-        yield from self._batches_of(epoch, skip)
 
     def _batches_of(self, epoch: int, skip: int) -> Iterator[StepInput]:
         now = RNG.now(self.generators) if skip or self.keeps_rng else None

@@ -105,8 +105,10 @@ def fit(
     """
     _check(stepper, num_steps, num_epochs)
     _check_callbacks(callbacks)
-    feed = Feed(args, kwargs, batches, num_epochs)
     run = Run(stepper, num_steps)
+    feed = Feed(args, kwargs, batches, num_epochs, run.steps_per_call)
+    if resume is None:
+        feed.check_calls(num_steps)
     ordered = sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
     others = [callback for callback in ordered if not isinstance(callback, Checkpoint)]
     for callback in ordered:
@@ -133,11 +135,6 @@ def _check(stepper: Any, num_steps: int | None, num_epochs: int | None) -> None:
     for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    size = _num_steps(stepper)
-    if num_steps is not None and num_steps % size:
-        raise ValueError(
-            f"num_steps={num_steps} is no multiple of the stepper's steps_per_call={size}"
-        )
 
 
 def _check_callbacks(callbacks: Any) -> None:
@@ -178,7 +175,7 @@ def _steps(
         run.epoch, run.batch = given.place.epoch, given.place.batch
         for callback in callbacks:
             callback(run)
-        bar.show(loss, _num_steps(run.stepper))
+        bar.show(loss, run.steps_per_call)
         interrupt.raise_if_pending()
         if run.step == run.num_steps:
             return
@@ -205,15 +202,12 @@ def _record(
     run: Run, given: StepInput, start: float, steps: Sequence[tuple[float, Summary | None]]
 ) -> None:
     seconds = (perf_counter() - start) / max(len(steps), 1)
-    for loss, summary in steps:
+    first = given.place.epoch - given.num_epochs + 1
+    for number, (loss, summary) in enumerate(steps):
         run.step += 1
-        row = {"step": run.step, "epoch": given.place.epoch, "seconds": seconds}
+        epoch = min(first + number, given.place.epoch)
+        row = {"step": run.step, "epoch": epoch, "seconds": seconds}
         run.recorder.add(row, loss, summary)
-
-
-def _num_steps(stepper: Any) -> int:
-    """How many steps one call of a stepper takes."""
-    return int(getattr(stepper, "steps_per_call", 1))
 
 
 def _each(stepper: Any) -> list[tuple[float, Summary | None]]:

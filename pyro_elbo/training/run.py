@@ -40,6 +40,11 @@ class Run:
         self.is_whole = True
 
     @property
+    def steps_per_call(self) -> int:
+        """How many steps one call of the stepper takes."""
+        return int(getattr(self.stepper, "steps_per_call", 1))
+
+    @property
     def terms(self) -> ELBOTerms | None:
         """The terms of the step, where the loss has some."""
         return self.loss.terms if hasattr(self.loss, "decompose") else None
