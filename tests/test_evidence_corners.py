@@ -560,3 +560,15 @@ def test_annealing_from_an_improper_prior_says_so():
 
     with pytest.raises(UnsupportedSiteError, match="'z'.*improper.*start='guide'"):
         evidence.AnnealedImportance(10, num_temperatures=3, start="prior").estimate(model, None)
+
+
+@pytest.mark.parametrize("size, full_size", [(0, 5), (6, 5), (-1, 5)])
+def test_a_minibatch_has_some_of_the_data(size, full_size):
+    with pytest.raises(ValueError, match=f"'data' must have from 1 to all 5 data, not {size}"):
+        evidence.Minibatch("data", 0, size, full_size)
+
+
+@pytest.mark.parametrize("values, errors", [(3, 3), (4, 3)])
+def test_a_minibatch_has_an_error_for_each_datum(values, errors):
+    with pytest.raises(ValueError, match="a minibatch of 4 data of plate 'data' has as many"):
+        evidence.Minibatch("data", 0, 4, 9).standard_error(torch.ones(values), torch.ones(errors))

@@ -46,6 +46,9 @@ class Minibatch:
         dim: Its dim among those of what there is of each datum.
         size: How many data it has.
         full_size: How many there are.
+
+    Raises:
+        ValueError: It has no data, or more than there are.
     """
 
     plate: str
@@ -53,13 +56,29 @@ class Minibatch:
     size: int
     full_size: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.full_size:
+            raise ValueError(
+                f"a minibatch of plate {self.plate!r} must have from 1 to all {self.full_size} "
+                f"data, not {self.size}"
+            )
+
     def standard_error(self, value: Tensor, standard_error: Tensor) -> Tensor:
         """The error of a total that is scaled up to all data; nan for a minibatch of one datum.
 
         Args:
             value: What there is of each datum.
             standard_error: The Monte Carlo error of each, independent of one another.
+
+        Raises:
+            ValueError: These are not of as many data as the minibatch has.
         """
+        if value.shape[self.dim] != self.size or standard_error.shape != value.shape:
+            raise ValueError(
+                f"a minibatch of {self.size} data of plate {self.plate!r} has as many values and "
+                f"errors along dim {self.dim}; got shapes {tuple(value.shape)} and "
+                f"{tuple(standard_error.shape)}"
+            )
         scale = self.full_size / self.size
         noise = scale**2 * standard_error.square().sum()
         totals = value.movedim(self.dim, 0).flatten(1).sum(1) if value.dim() > 1 else value

@@ -25,8 +25,9 @@ __all__ = ["Batch", "Weigher"]
 
 ONE_BY_ONE = (
     "the program gives other numbers at many samples at once than at each alone (it indexes or "
-    "sums from the left, as in w[0] or z.sum(0)), so that they are evaluated one by one; count "
-    "dims from the right, as in w[..., 0], to have it fast"
+    "sums from the left, as in w[0] or z.sum(0), or puts a dim where the samples have theirs), so "
+    "that they are evaluated one by one; count dims from the right, as in w[..., 0], to have it "
+    "faster, by up to the number of samples"
 )
 
 
