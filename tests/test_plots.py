@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from numpy import inf, nan
 
 from pyro_elbo import plots
 
@@ -129,6 +130,8 @@ def test_image_grid_lays_rows_and_columns_out_with_a_gap():
         (lambda: plots.term_curves(STEPS, {"kl": [1.0]}), r"'kl' has shape \(1,\), steps has"),
         (lambda: plots.beta_curve(STEPS, [1.0]), r"'beta' has shape \(1,\), steps has"),
         (lambda: plots.bound_bars([1.0], [1.0], labels=[]), "must have the same length"),
+        (lambda: plots.bound_bars([1.0, 1], [1.0, nan], labels=["a", "b"]), "'b' is not finite"),
+        (lambda: plots.bound_bars([inf], [1.0], labels=["a"]), "'a' is not finite"),
         (lambda: plots.bound_bars([1.0], [1.0, 2.0], labels=["a"]), "must have the same length"),
         (lambda: plots.unit_kl([[1.0]]), "must be vectors of one length"),
         (lambda: plots.unit_kl([1.0], active=[True, False]), "must be vectors of one length"),

@@ -107,7 +107,7 @@ def bound_bars(
         ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: The three do not have the same length.
+        ValueError: The three do not have the same length, or a value is not finite.
 
     Example:
         >>> ax = bound_bars([-18.0, -19.0], [5.0, 4.5], labels=["a", "b"])
@@ -120,6 +120,12 @@ def bound_bars(
             f"reconstruction, kl and labels must have the same length; got shapes "
             f"{reconstruction.shape} and {kl.shape} for {len(labels)} labels"
         )
+    for label, fit, own in zip(labels, reconstruction, kl, strict=True):
+        if not np.isfinite([fit, own]).all():
+            raise ValueError(
+                f"{label!r} is not finite: its reconstruction is {fit} and its KL {own}; leave it "
+                "out, or ask where that comes from (a NonFiniteError of the loss names its site)"
+            )
     is_alone, ax = ax is None, axes_or_new(ax)
     rows = np.arange(len(labels))
     height = np.where(reconstruction * kl > 0, 0.4, 0.8)
