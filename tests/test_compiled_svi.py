@@ -484,3 +484,26 @@ def test_a_compiled_step_is_that_of_svi_up_to_rounding(dtype):
     assert torch.allclose(torch.tensor(losses), torch.tensor(right), rtol=bound)
     for name, value in leaves().items():
         assert torch.allclose(value, parameters[name], rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_what_is_asked_of_dependencies_has_the_same_answers_where_it_is_captured(collects):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+        w = pyro.sample("w", dist.Bernoulli(0.4))
+        with pyro.plate("points", len(x)):
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", lambda: torch.zeros(4))
+        slope = pyro.param("slope", torch.ones(()))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(logits=logits))
+        by = z.sum(-1) - 1.0 if collects else torch.ones(())
+        pyro.sample("w", dist.Bernoulli(logits=slope * by))
+
+    svi = both(
+        lambda svi: [svi.step(X) for _ in range(20)], model=lambda: model, guide=lambda: guide
+    )
+    assert svi.explain().startswith("19 steps")

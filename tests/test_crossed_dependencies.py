@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -472,3 +473,160 @@ def test_what_is_scored_for_values_inside_of_a_plate_weighs_no_cost_outside_of_i
     torch.testing.assert_close(
         terms.reconstruction, dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.7))
     )
+
+
+@loss_classes
+@pytest.mark.parametrize("first", [False, True])
+def test_what_a_guide_collects_is_found_out_at_each_evaluation(cls, first):
+    collects = first
+
+    def guide(coins, slope):
+        with pyro.plate("d", 3):
+            z = pyro.sample("z", dist.Bernoulli(logits=coins))
+        by = collected(z) - 1.0 if collects else slope.new_ones(())
+        pyro.sample("w", dist.Bernoulli(logits=slope * by))
+
+    shapes, parameters = {"z": (3,), "w": ()}, {"coins": [0.3, -0.4, 0.1], "slope": 0.7}
+    programs, elbo = Programs(collected_model, guide, shapes, parameters), cls(max_plate_nesting=1)
+    programs.force(next(programs.values()))
+    elbo.differentiable_loss(programs.model, programs.guide)
+    collects = not first
+    _, gradients = programs.mean(elbo)
+    bound, exact = programs.exact()
+    for own, right in zip(gradients, exact, strict=True):
+        assert_close(own, right, right.abs().max() + bound.detach().abs(), ulps=256)
+
+
+@loss_classes
+def test_whether_a_cost_depends_on_a_sequential_site_is_found_out_at_each_evaluation(cls):
+    def model(depends):
+        with pyro.plate("d", 2):
+            s = pyro.sample("s", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(3 * s.sum() if depends else 1.0, 1.0), obs=torch.tensor(0.3))
+
+    def guide(depends):
+        with pyro.plate("d", 2):
+            pyro.sample("s", dist.Bernoulli(0.6), infer={"enumerate": "sequential"})
+
+    elbo = cls(max_plate_nesting=1)
+    for _ in range(2):
+        right = dist.Normal(1.0, 1.0).log_prob(torch.tensor(0.3))
+        torch.testing.assert_close(elbo.decompose(model, guide, False).reconstruction, right)
+        with pytest.raises(UnsupportedSiteError, match="depends on the enumerated site 's'"):
+            elbo.loss(model, guide, True)
+
+
+def coins_of(k, size):
+    logits = torch.linspace(-1.0, 1.0, size)
+    return dist.Bernoulli(0.6), dist.Bernoulli(logits=logits * (k + 1.0))
+
+
+def shares_of(k, size):
+    return dist.Uniform(0.0, 1.0), dist.Beta(1.0 + k, torch.full((size,), 2.0))
+
+
+def rates_of(k, size):
+    return dist.Poisson(2.0), dist.Poisson(torch.linspace(1.0, 2.0, size) + k)
+
+
+def impossible_coins_of(k, size):
+    never = torch.tensor([0.0] + [0.5] * (size - 1))
+    own = torch.tensor([0.0] + [0.3] * (size - 1))
+    return dist.Bernoulli(never), dist.Bernoulli(own * (1.0 + k))
+
+
+def points_of(k, size):
+    own = torch.linspace(-1.0, 1.0, size).unsqueeze(-1) + k.reshape((*k.shape, 1)) + torch.zeros(2)
+    return dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Normal(own, 0.7).to_event(1)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("pair", [coins_of, shares_of, rates_of, impossible_coins_of, points_of])
+def test_a_closed_kl_for_each_value_above_it_has_the_dims_of_both_sides(pair, size):
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        with pyro.plate("d", size):
+            pyro.sample("u", pair(k, size)[0])
+
+    def guide():
+        k = pyro.sample("k", dist.Bernoulli(0.4), infer={"enumerate": "parallel"})
+        with pyro.plate("d", size):
+            pyro.sample("u", pair(k, size)[1])
+
+    site = TraceKL_ELBO(max_plate_nesting=1).decompose(model, guide).sites["u"]
+    assert site.how["kl"] == "exact" or site.how["kl"] == "enumerated"
+    exact = torch.zeros(size)
+    for k, share in ((0.0, 0.6), (1.0, 0.4)):
+        prior, own = pair(torch.tensor(k), size)
+        kl = dist.kl.kl_divergence(own, prior.expand(own.batch_shape))
+        exact += share * kl
+    torch.testing.assert_close(site.kl, exact)
+
+
+@pytest.mark.parametrize(
+    "cls, enumerates", [(TraceGap_ELBO, False), *((cls, True) for cls in LOSSES)]
+)
+def test_a_learnt_factor_weighs_every_cost_whether_or_not_its_parent_is_enumerated(cls, enumerates):
+    prior, data = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+
+    def model():
+        t = pyro.sample("t", dist.Bernoulli(prior))
+        pyro.sample("x", dist.Normal(3 * t, 1.0), obs=data)
+        pyro.sample("y", dist.Normal(1.0, 1.0), obs=data)
+
+    def guide(logit, height):
+        infer = {"enumerate": "parallel"} if enumerates else {}
+        t = pyro.sample("t", dist.Bernoulli(logits=logit), infer=infer)
+        pyro.factor("g", height * t, has_rsample=False)
+
+    logit, height = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 0.5))
+    bound = torch.zeros((), dtype=torch.float64)
+    for t in torch.tensor([0.0, 1.0], dtype=torch.float64):
+        log_q = dist.Bernoulli(logits=logit).log_prob(t)
+        weight = (height * t - (height * t).detach()).exp()
+        cost = dist.Bernoulli(prior).log_prob(t) + dist.Normal(3 * t, 1.0).log_prob(data)
+        cost = cost + dist.Normal(1.0, 1.0).log_prob(data) - log_q - (height * t).detach()
+        bound = bound + log_q.exp() * weight * cost
+    exact = torch.autograd.grad(bound, [logit, height])
+    value = torch.zeros((), dtype=torch.float64)
+    for t in [None] if enumerates else torch.tensor([0.0, 1.0], dtype=torch.float64):
+        drawn = partial(guide, logit, height)
+        if t is not None:
+            replayed = poutine.trace(poutine.condition(drawn, {"t": t})).get_trace()
+            replayed.nodes["t"]["is_observed"] = False
+            drawn = poutine.replay(drawn, trace=replayed)
+        share = 1.0 if t is None else dist.Bernoulli(logits=logit).log_prob(t).exp().detach()
+        value = value - share * cls(max_plate_nesting=0).differentiable_loss(model, drawn)
+    assert_close(value.detach(), bound.detach(), bound.detach().abs(), ulps=256)
+    gradients = torch.autograd.grad(value, [logit, height])
+    for own, right in zip(gradients, exact, strict=True):
+        assert_close(own, right, bound.detach().abs(), ulps=256)
+
+
+CHANCES = [0.0, 1e-30, 0.3, 1.0]
+
+
+@pytest.mark.parametrize("by", ["probs", "logits"])
+def test_the_closed_kl_of_coins_is_torchs(by):
+    values = torch.tensor(CHANCES if by == "probs" else [-60.0, -1.0, 0.2, 60.0])
+    for own, prior in itertools.product(values.double(), values.double()):
+        parameter = own.clone().requires_grad_()
+
+        def model(prior=prior):
+            pyro.sample("z", dist.Bernoulli(**{by: prior}))
+
+        def guide(parameter=parameter):
+            pyro.sample("z", dist.Bernoulli(**{by: parameter}))
+
+        elbo = TraceKL_ELBO()
+        terms = elbo.decompose(model, guide)
+        right = dist.kl.kl_divergence(
+            dist.Bernoulli(**{by: parameter}), dist.Bernoulli(**{by: prior})
+        )
+        assert terms.sites["z"].how["kl"] == "exact"
+        torch.testing.assert_close(terms.kl, right.detach(), rtol=1e-12, atol=0.0)
+        if right.isfinite():
+            loss = elbo.differentiable_loss(model, guide)
+            (found,) = torch.autograd.grad(loss, parameter)
+            (exact,) = torch.autograd.grad(right, parameter)
+            torch.testing.assert_close(found, exact, rtol=1e-12, atol=0.0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import threading
 import warnings
+from functools import partial
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,6 +18,8 @@ from support import LOSSES, assert_mean
 from torch import nn
 
 from pyro_elbo import TraceGap_ELBO, TraceKL_ELBO
+from pyro_elbo.elbo.aside import aside
+from pyro_elbo.elbo.dependencies import _Family
 
 
 def chain():
@@ -86,6 +92,11 @@ LEAVES = {
     "list": lambda b: torch.tensor(b.reshape(1).tolist()).sum(),
     "written": written,
     "added": added,
+    "length": lambda b: float(len(b.reshape(1)[b.reshape(1) > 0])),
+    "nonzero": lambda b: float(b.reshape(1).clamp_min(0.0).nonzero().shape[0]),
+    "selected": lambda b: float(torch.ones(1).masked_select(b.reshape(1) > 0).numel()),
+    "repeated": lambda b: torch.ones(1).repeat_interleave((b.reshape(1) > 0).long()).sum(),
+    "unique": lambda b: float(len(torch.stack([b, torch.zeros(())]).sign().unique())),
 }
 
 
@@ -95,6 +106,17 @@ LEAVES = {
 def test_a_value_that_leaves_the_tracked_tensors_proves_nothing(name):
     plan = TraceKL_ELBO().plan(chain, untracked(LEAVES[name]))
     assert (plan["a"].kl, plan["b"].kl, plan["c"].kl) == ("exact", "sampled", "sampled")
+
+
+@pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
+def test_a_value_is_followed_through_what_is_taken_by_truths_that_it_does_not_choose():
+    def taken(b):
+        truths = torch.tensor([True, False])
+        both = torch.stack([b, torch.zeros(())])
+        return both[truths].sum() + both.masked_select(truths).sum() + both[torch.tensor([0])].sum()
+
+    plan = TraceKL_ELBO().plan(chain, untracked(taken))
+    assert (plan["a"].kl, plan["b"].kl, plan["c"].kl) == ("exact", "sampled", "exact")
 
 
 def negative(b: torch.Tensor) -> torch.Tensor:
@@ -258,3 +280,133 @@ def test_looking_for_dependencies_moves_no_buffers(particles):
     assert found["net.0.num_batches_tracked"] == found["runs"] == 3
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0.0, atol=0.0)
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x):
+        return x
+
+    def encode(self, x):
+        self.runs += 1
+        return x
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Counted()
+
+    def forward(self, x):
+        self.inner.runs += 1
+        return self.inner(x)
+
+
+class Holder:
+    def __init__(self):
+        self.net = Counted()
+
+    def encode(self, x):
+        return self.net.encode(x)
+
+
+def by_its_part():
+    net = Around()
+    return net, net.inner
+
+
+def by_a_method():
+    net = Counted()
+    return net.encode, net
+
+
+def by_a_function():
+    net = Counted()
+    return lambda x: [net.runs.add_(1), x][1], net
+
+
+def by_an_object():
+    holder = Holder()
+    return holder.encode, holder.net
+
+
+def by_a_partial_function():
+    net = Counted()
+    return partial(Counted.encode, net), net
+
+
+NETWORK = Counted()
+
+
+def by_a_global():
+    NETWORK.runs = torch.zeros(1)
+    return lambda x: NETWORK.encode(x), NETWORK
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [by_its_part, by_a_method, by_a_function, by_an_object, by_a_partial_function, by_a_global],
+)
+def test_buffers_that_are_moved_in_other_ways_than_by_a_call_stay_too(moved):
+    encode, counted = moved()
+
+    def guide(x):
+        loc = encode(x).mean()
+        pyro.sample("b", dist.Normal(loc, 0.5))
+        pyro.sample("a", dist.Normal(loc, 0.4))
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    elbo = TraceKL_ELBO()
+    for runs in range(1, 4):
+        before = counted.runs
+        terms = elbo.decompose(model, guide, torch.ones(3))
+        assert {site.how["kl"] for site in terms.sites.values()} == {"exact"}
+        assert counted.runs is before
+        assert counted.runs == runs
+
+
+def test_a_module_of_another_thread_keeps_its_buffers():
+    other, seen = Counted(), []
+    with aside(other.encode):
+        own = other.runs
+        thread = threading.Thread(target=lambda: seen.append(Bystander.net(torch.ones(1))))
+        thread.start()
+        thread.join()
+        assert Bystander.net.runs is Bystander.runs
+    assert other.runs is not own
+    assert len(seen) == 1
+
+
+class Bystander:
+    net = Counted()
+    runs = net.runs
+
+
+def test_looking_for_dependencies_moves_no_generator():
+    def guide():
+        pyro.sample("b", dist.Normal(random.random() + numpy.random.rand(), 0.5))
+        pyro.sample("c", dist.Normal(torch.randn(()), 0.5))
+        pyro.sample("a", dist.Normal(0.0, 0.5))
+
+    def seeded(elbo):
+        pyro.set_rng_seed(0)
+        elbo.loss(chain, guide)
+        return random.random(), numpy.random.rand(), torch.rand(1)
+
+    assert seeded(TraceKL_ELBO()) == seeded(Trace_ELBO())
+
+
+def test_descendants_are_found_once_for_each_site():
+    size = 300
+    parents = {f"z{i}": frozenset({f"z{i - 1}"} if i else ()) for i in range(size)}
+    family = _Family(parents)
+    assert [len(family.descendants(f"z{i}")) for i in range(size)] == [*range(size)][::-1]
+    assert family.descendants("z0") is family.descendants("z0")
+    loop = _Family({"a": frozenset("b"), "b": frozenset("a")})
+    assert (loop.descendants("a"), loop.descendants("b")) == ({"b"}, {"a"})

@@ -14,7 +14,8 @@ from torch.distributions import TransformedDistribution, constraints
 
 from ..errors import UnsupportedSiteError
 from ..site_terms import PARTICLES
-from .dependencies import Program, aside
+from .aside import aside
+from .dependencies import Program
 from .masks import lift_masks
 from .sites import has_base
 from .traces import Pair, sample_sites
@@ -41,7 +42,7 @@ def check_at_once(program: Program, pair: Pair | None, again: Callable[[], Pair]
     Raises:
         UnsupportedSiteError: A site's log-density of a sample is not the one that it has alone.
     """
-    with aside():
+    with aside(*program.everything):
         if pair is not None:
             _compare(program, pair)
         try:

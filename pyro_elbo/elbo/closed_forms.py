@@ -7,6 +7,7 @@ its parents held), and where both sides have the same plates, scale and mask.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from pyro.distributions import Delta, Independent, MaskedDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import (
+    Bernoulli,
     Categorical,
     HalfCauchy,
     HalfNormal,
     OneHotCategorical,
     kl_divergence,
 )
+from torch.nn.functional import softplus
 
 from ..weighting import unweighted, weighed
 from .cost import Cost
@@ -137,15 +140,40 @@ def _closed_kl(site: LatentSite) -> tuple[Cost, ...]:
 
 
 def _divergence(guide: Any, prior: Any) -> Tensor:
-    """The KL as torch has it; of categories also where some are impossible, gradients included."""
+    """The KL as torch has it; of categories also where some are impossible, gradients included.
+
+    Several of torch's are right for distributions of one batch shape only.
+    """
     guide, prior = (
         fn._categorical if isinstance(fn, OneHotCategorical) else fn for fn in (guide, prior)
     )
+    if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
+        return _of_coins(guide, prior)
     if not isinstance(guide, Categorical) or not isinstance(prior, Categorical):
-        return kl_divergence(guide, prior)
+        return kl_divergence(*_alike(guide, prior))
     nothing, possible = guide.logits.new_zeros(()), guide.probs > 0
     own, other = (torch.where(possible, fn.logits, nothing) for fn in (guide, prior))
     return (guide.probs * (own - other)).sum(-1)
+
+
+def _of_coins(guide: Any, prior: Any) -> Tensor:
+    """Torch's KL of coins, which looks at the value of a single one, and so is in no graph."""
+    nothing, infinite = guide.probs.new_zeros(()), guide.probs.new_full((), math.inf)
+    heads = guide.probs * (softplus(-prior.logits) - softplus(-guide.logits))
+    heads = torch.where(prior.probs == 0, infinite, heads)
+    tails = (1 - guide.probs) * (softplus(prior.logits) - softplus(guide.logits))
+    tails = torch.where(prior.probs == 1, infinite, tails)
+    return torch.where(guide.probs == 0, nothing, heads) + torch.where(
+        guide.probs == 1, nothing, tails
+    )
+
+
+def _alike(guide: Any, prior: Any) -> tuple[Any, Any]:
+    """Two distributions in one batch shape: either may have a dim for each enumerated value."""
+    if guide.batch_shape == prior.batch_shape:
+        return guide, prior
+    shape = torch.broadcast_shapes(guide.batch_shape, prior.batch_shape)
+    return guide.expand(shape), prior.expand(shape)
 
 
 def _transforms(fn: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ class CostingELBO(BetaELBOMixin, TracingELBO):
     ) -> Order:
         first, second = ([n for n, s in sites.items() if "beta" in s] for sites in (model, guide))
         names = tuple(first), tuple(second)
-        return Order(*names, cache(trace_parents), self._memory_of(names))
+        return Order(*names, trace_parents, self._memory_of(names))
 
     def _memory_of(self, structure: Any) -> Memory:
         if structure not in self._memories and len(self._memories) >= STRUCTURES:

@@ -7,14 +7,11 @@ that in most programs; where it does not, one run of both with tracked values de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-import pyro
-import torch
 from pyro import poutine
 from pyro.ops.provenance import (
     ProvenanceTensor,
@@ -24,15 +21,16 @@ from pyro.ops.provenance import (
 )
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..decisions import decide
+from .aside import aside
 from .descent import Descent, EscapeError
 from .traces import sample_sites
 from .tracing import is_messenger
 
-__all__ = ["Memory", "Order", "Parents", "Program", "aside"]
+__all__ = ["Memory", "Order", "Parents", "Program"]
 
 Parents = Mapping[str, frozenset[str]]
 _ESCAPES = {
@@ -46,16 +44,45 @@ _ESCAPES = {
 class Memory:
     """What may be kept from one run to the next of programs with the same sites.
 
-    A later run may have other dependencies (a flag, an argument): that a closed form is right is
-    found out anew each time, that it is not costs no more than a sampled one where it is.
+    A later run may have other dependencies (a flag, an argument): that one site does not hang on
+    another is found out anew each time, that it may costs no more than a sampled form where there
+    is a closed one, or a score of more costs than it needs.
 
     Args:
         refuted: Pairs of a prior and a guide's site that are not mean field.
-        descents: Whether a site of the guide may be computed from others.
+        descended: Sites of the guide that may be computed from others, with these.
     """
 
     refuted: set[tuple[str, str]] = field(default_factory=set)
-    descents: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    descended: set[tuple[str, ...]] = field(default_factory=set)
+
+
+class _Family:
+    """The sites that are computed from others, at whatever remove.
+
+    Args:
+        parents: The direct parents of each site.
+    """
+
+    def __init__(self, parents: Parents) -> None:
+        self.parents = parents
+        self._children: dict[str, list[str]] = {}
+        for site, ups in parents.items():
+            for parent in ups:
+                self._children.setdefault(parent, []).append(site)
+        self._found: dict[str, frozenset[str]] = {}
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """The sites that are computed from one, without itself."""
+        if name not in self._found:
+            found: set[str] = set()
+            left = [name]
+            while left:
+                new = set(self._children.get(left.pop(), ())) - found
+                found |= new
+                left += new
+            self._found[name] = frozenset(found - {name})
+        return self._found[name]
 
 
 @dataclass(frozen=True)
@@ -66,7 +93,7 @@ class Order:
         model: Names of the model's latents.
         guide: Names of the guide's sites.
         trace_parents: Finds the direct parents of each site, in the model and in the guide; asked
-            only where the order proves nothing.
+            once, and only where the order proves nothing.
         memory: What earlier runs found.
     """
 
@@ -86,43 +113,61 @@ class Order:
         after = self.guide[self.guide.index(guide) + 1 :]
         if set(before).isdisjoint(after):
             return True
+        return decide(lambda: self._proves_mean_field(prior, guide))
+
+    def may_descend(self, name: str, ancestors: Sequence[str]) -> bool:
+        """Whether a site of the guide may be computed from some of its others."""
+        return decide(lambda: self._may_descend(name, ancestors))
+
+    def may_depend(self, sites: Sequence[str], name: str) -> bool:
+        """Whether densities of some sites, on either side, may depend on a site of the guide."""
+        return decide(lambda: self._may_depend(sites, name))
+
+    def _proves_mean_field(self, prior: str, guide: str) -> bool:
         if (prior, guide) in self.memory.refuted:
             return False
-        in_model, in_guide = self.trace_parents()
-        known = prior in in_model and guide in in_guide
-        proven = known and in_model[prior].isdisjoint(_descendants(guide, in_guide))
+        known = prior in self._in_model and guide in self._in_guide.parents
+        descendants = self._in_guide.descendants(guide)
+        proven = known and self._in_model[prior].isdisjoint(descendants)
         if not proven:
             self.memory.refuted.add((prior, guide))
         return proven
 
-    def may_descend(self, name: str, ancestors: Sequence[str]) -> bool:
-        """Whether a site of the guide may be computed from some of its others."""
+    def _may_descend(self, name: str, ancestors: Sequence[str]) -> bool:
         key = (name, *ancestors)
-        if key not in self.memory.descents:
-            in_guide = self.trace_parents()[1]
-            found = (name in _descendants(ancestor, in_guide) for ancestor in ancestors)
-            self.memory.descents[key] = name not in in_guide or any(found)
-        return self.memory.descents[key]
+        if key in self.memory.descended:
+            return True
+        found = any(name in self._in_guide.descendants(ancestor) for ancestor in ancestors)
+        if found or name not in self._in_guide.parents:
+            self.memory.descended.add(key)
+            return True
+        return False
 
-    def may_depend(self, sites: Sequence[str], name: str) -> bool:
-        """Whether densities of some sites, on either side, may depend on a site of the guide."""
-        key = ("densities", *sites, name)
-        if key not in self.memory.descents:
-            in_model, in_guide = self.trace_parents()
-            reached = {name} | _descendants(name, {**in_model, **in_guide})
-            known = all(site in in_model or site in in_guide for site in sites)
-            found = any(site in reached or in_model.get(site, set()) & reached for site in sites)
-            self.memory.descents[key] = not known or found
-        return self.memory.descents[key]
+    def _may_depend(self, sites: Sequence[str], name: str) -> bool:
+        reached = {name} | self._in_both.descendants(name)
+        return any(
+            site in reached
+            or site not in self._in_both.parents
+            or not reached.isdisjoint(self._in_model.get(site, ()))
+            for site in sites
+        )
 
+    @cached_property
+    def _parents(self) -> tuple[Parents, Parents]:
+        return self.trace_parents()
 
-def _descendants(name: str, parents: Parents) -> set[str]:
-    found: set[str] = set()
-    grown = {name}
-    while grown:
-        found |= grown
-        grown = {site for site, ups in parents.items() if ups & found} - found
-    return found - {name}
+    @property
+    def _in_model(self) -> Parents:
+        return self._parents[0]
+
+    @cached_property
+    def _in_guide(self) -> _Family:
+        return _Family(self._parents[1])
+
+    @cached_property
+    def _in_both(self) -> _Family:
+        in_model, in_guide = self._parents
+        return _Family({**in_model, **in_guide})
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +178,11 @@ class Program:
     guide: Any
     args: Any
     kwargs: Any
+
+    @property
+    def everything(self) -> tuple[Any, ...]:
+        """The programs and their arguments."""
+        return self.model, self.guide, *self.args, *self.kwargs.values()
 
     def trace_parents(self, model_trace: Any, guide_trace: Any) -> tuple[Parents, Parents]:
         """The direct parents of each site, by name, in the model and in the guide.
@@ -156,7 +206,7 @@ class Program:
             if site_is_subsample(site)
         }
         try:
-            with aside(), Descent() as descent, _Watch(descent):
+            with aside(*self.everything), Descent() as descent, _Watch(descent):
                 track = partial(_Track, plates, descent)
                 program = track()(self.guide)
                 guide = poutine.trace(program).get_trace(*self.args, **self.kwargs)
@@ -208,41 +258,6 @@ def _escapes(name: str, args: Any, result: Any) -> bool:
         in_place = name.endswith("_") and not name.endswith("__")
         return not get_provenance(result) or (in_place and not get_provenance(args[0]))
     return name in _ESCAPES
-
-
-@contextmanager
-def aside() -> Iterator[None]:
-    """Inside, a program runs for itself: what is outside is kept, from generators to buffers."""
-    with (
-        torch.random.fork_rng(),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        poutine.block(),
-        _on_copies_of_buffers(),
-    ):
-        yield
-
-
-@contextmanager
-def _on_copies_of_buffers() -> Iterator[None]:
-    """Inside, a module that runs moves copies of its buffers (running averages, counts)."""
-    own: dict[tuple[nn.Module, str], Tensor] = {}
-
-    def copy(module: nn.Module, args: Any) -> None:
-        if isinstance(module, torch.jit.ScriptModule):
-            return
-        for name, buffer in module._buffers.items():
-            if buffer is not None and (module, name) not in own:
-                own[module, name] = buffer
-                module._buffers[name] = buffer.clone()
-
-    handle = register_module_forward_pre_hook(copy)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for (module, name), buffer in own.items():
-            module._buffers[name] = buffer
 
 
 def _parents(trace: Any, descent: Descent) -> Parents:

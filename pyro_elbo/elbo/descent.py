@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,9 +15,11 @@ __all__ = ["Descent", "EscapeError"]
 
 Names = frozenset[str]
 
+_TRUTHS = (torch.bool, torch.uint8)
+
 
 class EscapeError(Exception):
-    """A followed value became a number, or was written where it cannot be followed."""
+    """A followed value became a number or a shape, or was written where it cannot be followed."""
 
 
 class Descent(TorchDispatchMode):
@@ -67,8 +70,19 @@ class Descent(TorchDispatchMode):
         is_number = isinstance(result, bool | int | float | complex)
         if names and is_number and not self._is_watched:
             raise EscapeError(str(func))
+        if names and self.of(_give_a_shape(func, args)):
+            raise EscapeError(f"the shape of what {func} gives")
         self.add(result, names)
         return result
+
+
+def _give_a_shape(func: Any, args: Any) -> Any:
+    """The arguments of an operation on whose values the shape of what it gives depends."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return ()
+    if func is torch.ops.aten.index.Tensor:
+        return [index for index in args[1] if index is not None and index.dtype in _TRUTHS]
+    return args[1] if func is torch.ops.aten.masked_select.default else args
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

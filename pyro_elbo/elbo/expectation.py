@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pyro.ops import packed
 from pyro.ops.rings import LinearRing
+from pyro.poutine.util import site_is_factor
 
 from ..errors import UnsupportedSiteError
 from .baselines import Baseline
@@ -77,6 +78,8 @@ class _Factor:
         symbol: The symbol of its own dim, if it has one.
         total: In how many branches of sequential enumeration the site's other costs are counted.
         is_enumerated: Whether the weight is a probability.
+        is_density: Whether the mean of the weight is 1, gradient and all; not that of a
+            ``pyro.factor``.
     """
 
     name: str
@@ -85,6 +88,7 @@ class _Factor:
     symbol: str | None
     total: int
     is_enumerated: bool = False
+    is_density: bool = True
 
     @property
     def enumerated_dims(self) -> frozenset[str]:
@@ -243,7 +247,7 @@ def _factors(site: Any) -> list[_Factor]:
     if score is None:
         return []
     weight = pack(site["name"], (score - score.detach()).exp(), dims)
-    factor = _Factor(site["name"], plates, weight, None, 1)
+    factor = _Factor(site["name"], plates, weight, None, 1, is_density=not site_is_factor(site))
     return [factor] if factor.enumerated_dims else []
 
 
@@ -275,9 +279,9 @@ def _sampled_weight(site: Any, symbol: str) -> Packed:
 
 
 def _ancestors(upstream: Sequence[_Factor], value: Packed, without: str | None) -> list[_Factor]:
-    """The factors that a cost's expectation needs: the rest sums to 1."""
+    """The factors that a cost's expectation needs: the rest, all of them densities, sums to 1."""
     needed = set(value._pyro_dims)
-    chosen = {factor.name: factor for factor in upstream if factor.total > 1}
+    chosen = {f.name: f for f in upstream if f.total > 1 or not f.is_density}
     for factor in chosen.values():
         needed |= factor.enumerated_dims
     grown = True

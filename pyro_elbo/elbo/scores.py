@@ -77,12 +77,13 @@ def plates_that_tell(site: Any, guide: Mapping[str, Any], order: Order) -> tuple
     name = site["name"]
     later = names[names.index(name) + 1 :]
     stack = site["cond_indep_stack"]
-    inside = {frame.name for frame in vectorised(stack)}
+    plates = {other: {f.name for f in guide[other]["cond_indep_stack"]} for other in later}
     collected = {
-        plate
-        for other in later
-        for plate in inside - {frame.name for frame in guide[other]["cond_indep_stack"]}
-        if order.may_descend(other, (name,))
+        frame.name
+        for frame in vectorised(stack)
+        if any(
+            frame.name not in plates[other] and order.may_descend(other, (name,)) for other in later
+        )
     }
     return tuple(frame for frame in stack if frame.name not in collected)
 
