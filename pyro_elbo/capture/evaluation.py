@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..decisions import recorded, repeated
+from ..elbo.aside import pythons_generators_kept
 from ..elbo.baselines import averages, averages_kept
 from ..summary import totals_of
 from ..terms import ELBOTerms
@@ -218,16 +219,13 @@ def nothing_moved(surroundings: Surroundings) -> Iterator[None]:
     """Afterwards generators, buffers and baselines are where they were."""
     states = [generator.get_state() for generator in surroundings.generators]
     copies = [(buffer, buffer.clone()) for buffer in surroundings.buffers]
-    others = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(), averages_kept():
+    with torch.random.fork_rng(), pythons_generators_kept(), averages_kept():
         try:
             yield
         finally:
             put_back(copies)
             for generator, state in zip(surroundings.generators, states, strict=True):
                 generator.set_state(state)
-            random.setstate(others[0])
-            numpy.random.set_state(others[1])
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from .private import compile_function
 __all__ = ["FirstOfPermutation"]
 
 SMALLEST, LARGEST = 2**11, 2**27
-"""How many entries a permutation has of which the first are drawn by compiled code: of fewer
-torch's takes no longer, and of more it draws in another way."""
+"""How many entries a permutation has of which the first are drawn by compiled code: of fewer torch
+draws in less than 20 microseconds, and of more it draws in another way."""
 
 THREAD = "pyro_elbo-permutation"
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import chain
 from operator import attrgetter, call, is_
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from ..elbo.aside import names_in
 
 __all__ = ["Surroundings"]
 
@@ -168,11 +170,11 @@ class Surroundings:
             return
         filled = [cell for cell in function.__closure__ or () if _is_filled(cell)]
         yield from self._noted(partial(map, attrgetter("cell_contents"), filled))
-        names = [name for name in _names_in(function.__code__) if name in function.__globals__]
+        names = [name for name in names_in(function.__code__) if name in function.__globals__]
         found = self._noted(partial(map, function.__globals__.get, names))
         yield from found
         for module in filter(_is_own_module, found):
-            used = [name for name in _names_in(function.__code__) if name in vars(module)]
+            used = [name for name in names_in(function.__code__) if name in vars(module)]
             yield from self._noted(partial(map, vars(module).get, used))
         if vars(function):
             yield from self._noted(vars(function).values, vars(function))
@@ -184,13 +186,6 @@ def _slots(cls: type) -> list[str]:
     own = [one for one in cls.__mro__ if not _is_of_library(one.__module__)]
     slots = [vars(one).get("__slots__", ()) for one in own]
     return [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-
-
-def _names_in(code: CodeType) -> list[str]:
-    """The names that a function and those inside of it look up."""
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    found = [*code.co_names, *(name for own in inner for name in _names_in(own))]
-    return list(dict.fromkeys(found))
 
 
 @cache

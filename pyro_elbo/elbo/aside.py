@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["aside"]
+__all__ = ["aside", "names_in", "pythons_generators_kept"]
 
 _LIBRARIES = ("torch", "pyro", "numpy", "functools", "contextlib", "builtins", "collections")
 
@@ -32,7 +32,7 @@ def aside(*programs: Any) -> Iterator[None]:
     """
     with (
         torch.random.fork_rng(),
-        _generators_of_python(),
+        pythons_generators_kept(),
         torch.no_grad(),
         pyro.validation_enabled(False),
         poutine.block(),
@@ -42,7 +42,8 @@ def aside(*programs: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _generators_of_python() -> Iterator[None]:
+def pythons_generators_kept() -> Iterator[None]:
+    """Afterwards the generators of Python and numpy are where they were."""
     states = random.getstate(), numpy.random.get_state()
     try:
         yield
@@ -119,15 +120,15 @@ def _enclosed(function: FunctionType) -> Iterator[Any]:
 def _named(function: FunctionType) -> Iterable[Any]:
     if not _is_own(function):
         return ()
-    names = _names_in(function.__code__)
+    names = names_in(function.__code__)
     return [function.__globals__[name] for name in names if name in function.__globals__]
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+def names_in(code: CodeType) -> list[str]:
+    """The names that a function and those inside of it look up."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    found = [*code.co_names, *(name for own in inner for name in names_in(own))]
+    return list(dict.fromkeys(found))
 
 
 def _is_own(thing: Any) -> bool:
