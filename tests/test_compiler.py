@@ -1,6 +1,10 @@
 """What is asked of torch's compiler beside compiling: headers, and to leave generators alone."""
 
 import gc
+import platform
+import shlex
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,9 +15,7 @@ from pyro_elbo.capture import compilation, private
 
 pytestmark = pytest.mark.skipif(not private.has_compiler(), reason="there is no C++ compiler")
 X = torch.linspace(-1.0, 1.0, 7)
-
-
-LARGE = torch.linspace(-1.0, 1.0, 1400)
+LARGE = torch.linspace(-1.0, 1.0, 4200)
 
 
 def compiled(number, x=X):
@@ -60,8 +62,45 @@ def test_headers_are_read_before_there_is_a_graph(asked):
 
 def test_no_headers_are_read_where_it_is_not_clear_which(asked):
     before = reader_threads()
-    private.read_headers([X], 400)
+    private.read_headers([X], 1400)
     assert set(reader_threads()) <= set(before)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="not x86")
+@pytest.mark.parametrize("x", [X, LARGE])
+def test_intrinsics_that_the_processor_lacks_are_not_read(x, monkeypatch, tmp_path):
+    commands = []
+    run = codecache._worker_compile_cpp
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def worker(lock, builders):
+        commands.extend(builder.get_command_line() for builder in builders)
+        run(lock, builders)
+
+    monkeypatch.setattr(codecache, "_worker_compile_cpp", worker)
+    (found,) = compiled(1.6875, x)(x)
+    assert torch.allclose(found, (x * 1.6875).sin() + x)
+    assert commands
+    own, source = f"-I{private._INCLUDE}", tmp_path / "source.cpp"
+    source.write_text("#include <x86intrin.h>\n")
+    for command in map(shlex.split, commands):
+        assert own in command
+        flags = [command[0], *(part for part in command if part.startswith("-m")), "-E", source]
+        few, all_of_them = (
+            subprocess.run([*flags, *more], capture_output=True, check=True, text=True).stdout
+            for more in ([own], [])
+        )
+        assert len(few) <= len(all_of_them)
+        assert "_mm256_fmadd_ps" in few
+        if not torch.cpu._is_avx512_supported():
+            assert ("_mm512_add_ps" in few) == ("clang" in command[0])
+
+
+def test_a_compiler_of_other_intrinsics_compiles_by_its_own(asked, monkeypatch, tmp_path):
+    (tmp_path / "immintrin.h").write_text("#error unknown\n")
+    monkeypatch.setattr(private, "_INCLUDE", str(tmp_path))
+    (found,) = compiled(1.8125)(X)
+    assert torch.allclose(found, (X * 1.8125).sin() + X)
 
 
 def reader_threads():
@@ -92,7 +131,7 @@ def test_what_was_compiled_once_is_found_in_torchs_cache(monkeypatch, tmp_path):
     assert again._tape is not None
 
 
-@pytest.mark.parametrize("size", [(), (1,), (1400,)])
+@pytest.mark.parametrize("size", [(), (1,), (4200,)])
 def test_another_constant_is_another_graph(monkeypatch, tmp_path, size):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for constant in (torch.full(size, 1.5), torch.full(size, 2.5)):
@@ -104,10 +143,10 @@ def test_another_shape_or_dtype_is_another_graph(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for x in (
         LARGE,
-        LARGE[:1200].clone(),
+        LARGE[:3600].clone(),
         LARGE.double(),
-        LARGE.view(140, 10),
-        LARGE.view(10, 140).T,
+        LARGE.view(420, 10),
+        LARGE.view(10, 420).T,
     ):
         (found,) = compiled(1.3125, x)(x)
         assert found.shape == x.shape

@@ -6,12 +6,14 @@ A test runs each of them on a small function, and fails loudly on a torch that c
 from __future__ import annotations
 
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from functools import cache, partial
 from pathlib import Path
+from shlex import quote
 from shutil import which
 from threading import Lock, Thread, get_ident
 from types import SimpleNamespace
@@ -49,15 +51,16 @@ _CONFIG = {
     "size_asserts": False,  # a program is kept by the shapes of its inputs
     "alignment_asserts": False,
 }
-_SCALAR = {"cpp.simdlen": 1}  # half of the code: no step of few numbers is longer for it
+_SCALAR = {"cpp.simdlen": 1}  # half of the code, for a step of few numbers that is hardly longer
 _UNFUSED = {"max_fusion_size": 1}
 """Torch joins loops that read a tensor by its place in memory with those that write it, wrongly."""
 
 _HEADERS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _COMPILING = Lock()
 READER = "pyro_elbo-headers"
-_SMALL, _LOOPED, _LARGE = 2**10, 2**9, 2**15
-_TIMES = 16
+_INCLUDE = str(Path(__file__).parent / "include")
+_SMALL, _LOOPED, _LARGE = 2**10, 2**11, 2**15
+_TIMES = 2
 _PLAIN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -245,8 +248,8 @@ def read_headers(inputs: Sequence[Tensor], size: int) -> None:
 
     Args:
         inputs: Some of its inputs.
-        size: How many entries the largest of them has. The graph's largest tensor may have several
-            times as many, by which it will be compiled; where that is not clear nothing is read.
+        size: How many entries the largest of them has. The graph's largest tensor may have more,
+            by which it will be compiled; where that is not clear nothing is read.
     """
     if size > _LOOPED or size * _TIMES <= _LOOPED:
         _for_this_processor(inputs, partial(_begun, size))
@@ -341,14 +344,16 @@ def load_library(path: Path) -> Callable[..., Sequence[Tensor]]:
 
 def _for_this_processor(inputs: Sequence[Tensor], compiles: Callable[[], Any]) -> Any:
     """Compile for what the processor has; where the compiler does not know it, for what it does."""
-    from torch._inductor.exc import CppCompileError
+    from torch._inductor.exc import CppCompileError, InductorError
 
     with _aside():
         try:
             with _few_instruction_sets(inputs):
                 return compiles()
-        except CppCompileError:
-            return compiles()
+        except (CppCompileError, InductorError) as error:
+            if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
+                raise
+        return compiles()
 
 
 @contextmanager
@@ -373,7 +378,10 @@ def _aside() -> Iterator[None]:
 
 @contextmanager
 def _few_instruction_sets(inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Take the largest instruction set that plain dtypes use, without a trial of the compiler."""
+    """Take the largest instruction set that plain dtypes use, without a trial of the compiler.
+
+    The compiler reads the intrinsics of no larger one.
+    """
     from torch._inductor import config, cpu_vec_isa
 
     if platform.machine() not in ("x86_64", "AMD64") or any(t.dtype not in _PLAIN for t in inputs):
@@ -382,11 +390,20 @@ def _few_instruction_sets(inputs: Sequence[Tensor]) -> Iterator[None]:
     sets = patch.object(cpu_vec_isa, "valid_vec_isa_list", _plain_instruction_sets)
     with (
         sets,
-        config.patch({"cpp.vec_isa_ok": True}),
+        config.patch({"cpp.vec_isa_ok": True, **_few_intrinsics()}),
         # Torch's cache has what was compiled by such options, and not by the instruction set.
         config.patch({"cpp.simdlen": cpu_vec_isa.pick_vec_isa().bit_width()}),
     ):
         yield
+
+
+def _few_intrinsics() -> dict[str, Any]:
+    """Have the compiler find a header of ours, beside the flag for the processor that it has."""
+    from torch._inductor import config
+
+    if sys.platform != "linux" or config.cpp.march is not None:
+        return {}
+    return {"cpp.march": f"native -I{quote(_INCLUDE)}"}
 
 
 @cache
