@@ -113,6 +113,19 @@ def test_a_guide_that_collects_a_plate_has_the_gradient_of_its_bound(cls):
 
 
 @loss_classes
+def test_a_guide_that_collects_a_plate_by_a_slice_has_the_gradient_of_its_bound(cls):
+    weights = torch.tensor([1.0, 0.5, -1.5], dtype=torch.float64)
+
+    def guide(coins, slope):
+        with pyro.plate("d", 3):
+            z = pyro.sample("z", dist.Bernoulli(logits=coins))
+        pyro.sample("w", dist.Bernoulli(logits=slope * (weights[: z.sum().long()].sum() - 0.5)))
+
+    shapes, parameters = {"z": (3,), "w": ()}, {"coins": [0.3, -0.4, 0.1], "slope": 0.7}
+    check(Programs(collected_model, guide, shapes, parameters), cls)
+
+
+@loss_classes
 def test_a_plate_that_nothing_collects_still_takes_noise_out_of_the_score(cls):
     def guide(coins):
         with pyro.plate("d", 3):
@@ -608,7 +621,7 @@ CHANCES = [0.0, 1e-30, 0.3, 1.0]
 
 @pytest.mark.parametrize("by", ["probs", "logits"])
 def test_the_closed_kl_of_coins_is_torchs(by):
-    values = torch.tensor(CHANCES if by == "probs" else [-60.0, -1.0, 0.2, 60.0])
+    values = torch.tensor(CHANCES if by == "probs" else [-30.0, -1.0, 0.2, 30.0])
     for own, prior in itertools.product(values.double(), values.double()):
         parameter = own.clone().requires_grad_()
 
@@ -630,3 +643,50 @@ def test_the_closed_kl_of_coins_is_torchs(by):
             (found,) = torch.autograd.grad(loss, parameter)
             (exact,) = torch.autograd.grad(right, parameter)
             torch.testing.assert_close(found, exact, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype, logit", [(torch.float32, 20.0), (torch.float64, 800.0)])
+def test_a_prior_whose_probability_rounds_to_0_or_1_leaves_coins_possible(dtype, logit):
+    logits = logit * torch.tensor([1.0, -1.0], dtype=dtype)
+    own = torch.tensor([0.2, -0.3], dtype=dtype, requires_grad=True)
+    assert dist.Bernoulli(logits=logits).probs[0] == 1
+
+    def model():
+        with pyro.plate("d", 2):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    def guide():
+        with pyro.plate("d", 2):
+            pyro.sample("z", dist.Bernoulli(logits=own))
+
+    elbo, heads = TraceKL_ELBO(), own.double().sigmoid()
+    q, p = ([-torch.nn.functional.softplus(s * t.double()) for s in (-1, 1)] for t in (own, logits))
+    right = (heads * (q[0] - p[0]) + (1 - heads) * (q[1] - p[1])).sum()
+    loss = elbo.differentiable_loss(model, guide)
+    found, exact = (torch.autograd.grad(value, own)[0] for value in (loss, right))
+    assert elbo.terms.sites["z"].how["kl"] == "exact"
+    assert_close(loss.detach(), right.detach().to(dtype))
+    assert_close(found, exact, exact.abs().max())
+
+
+def categories(size, by):
+    shares = torch.arange(size) + 1.0
+    return dist.Categorical(**{by: shares if by == "probs" else shares.log()})
+
+
+@pytest.mark.parametrize("by", ["probs", "logits"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_categories_of_which_the_prior_has_more_have_no_closed_kl(size, by):
+    elbo, prior, own = TraceKL_ELBO(), categories(4, by), categories(size, by)
+    terms = elbo.decompose(lambda: pyro.sample("z", prior), lambda: pyro.sample("z", own))
+    assert terms.sites["z"].how["kl"] == "sampled"
+    rights = (own.logits - prior.logits[:size]).double()
+    assert terms.kl in rights
+
+
+def test_a_category_that_the_prior_does_not_have_is_refused():
+    own = dist.Categorical(torch.tensor([0.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match="at site 'z'"):
+        TraceKL_ELBO().loss(
+            lambda: pyro.sample("z", categories(1, "probs")), lambda: pyro.sample("z", own)
+        )

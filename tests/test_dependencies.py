@@ -85,6 +85,17 @@ def added(b):
     return loc
 
 
+def count(b):
+    """A number of entries that a value stands for, in a tensor."""
+    return (b.sign() + 1).long()
+
+
+def written_up_to(b):
+    loc = torch.zeros(3)
+    loc[: count(b)] = 1.0
+    return loc.sum()
+
+
 LEAVES = {
     "item": lambda b: b.item(),
     "numpy": lambda b: torch.as_tensor(b.detach().numpy().copy()),
@@ -97,11 +108,23 @@ LEAVES = {
     "selected": lambda b: float(torch.ones(1).masked_select(b.reshape(1) > 0).numel()),
     "repeated": lambda b: torch.ones(1).repeat_interleave((b.reshape(1) > 0).long()).sum(),
     "unique": lambda b: float(len(torch.stack([b, torch.zeros(())]).sign().unique())),
+    "end": lambda b: torch.ones(3)[: count(b)].sum(),
+    "start": lambda b: torch.ones(3)[count(b) :].sum(),
+    "listed": lambda b: torch.ones(3)[[slice(count(b))]].sum(),
+    "last dim": lambda b: torch.ones(1, 3)[..., : count(b)].sum(),
+    "step": lambda b: torch.ones(3)[:: 1 + count(b)].sum(),
+    "written up to": written_up_to,
+    "split": lambda b: torch.ones(3).split(1 + count(b))[0].sum(),
+    "chunk": lambda b: torch.ones(3).chunk(1 + count(b))[0].sum(),
+    "padded": lambda b: float(nn.functional.pad(torch.ones(3), (0, count(b))).numel()),
+    "one-hot": lambda b: float(nn.functional.one_hot(count(b)).numel()),
+    "dim": lambda b: float(len(torch.ones(2, 1, 3).select(count(b), 0))),
 }
 
 
 @pytest.mark.filterwarnings("ignore:site .* depends on it in the guide")
 @pytest.mark.filterwarnings("ignore:.*copy construct:UserWarning")
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_value_that_leaves_the_tracked_tensors_proves_nothing(name):
     plan = TraceKL_ELBO().plan(chain, untracked(LEAVES[name]))
@@ -113,7 +136,8 @@ def test_a_value_is_followed_through_what_is_taken_by_truths_that_it_does_not_ch
     def taken(b):
         truths = torch.tensor([True, False])
         both = torch.stack([b, torch.zeros(())])
-        return both[truths].sum() + both.masked_select(truths).sum() + both[torch.tensor([0])].sum()
+        one = both[truths].sum() + both.masked_select(truths).sum() + both[torch.tensor([0])].sum()
+        return one + torch.arange(3.0)[count(b)] + torch.ones(3, 2)[count(b), :1].sum()
 
     plan = TraceKL_ELBO().plan(chain, untracked(taken))
     assert (plan["a"].kl, plan["b"].kl, plan["c"].kl) == ("exact", "sampled", "exact")
@@ -338,6 +362,17 @@ def by_a_partial_function():
     return partial(Counted.encode, net), net
 
 
+def by_a_list():
+    nets = [[Counted()]]
+    return lambda x: nets[0][0].encode(x), nets[0][0]
+
+
+def by_a_mapping():
+    holder = Holder()
+    holder.nets = {"first": (holder.net,)}
+    return lambda x: holder.nets["first"][0].encode(x), holder.net
+
+
 NETWORK = Counted()
 
 
@@ -348,7 +383,10 @@ def by_a_global():
 
 @pytest.mark.parametrize(
     "moved",
-    [by_its_part, by_a_method, by_a_function, by_an_object, by_a_partial_function, by_a_global],
+    [
+        *(by_its_part, by_a_method, by_a_function, by_an_object, by_a_partial_function),
+        *(by_a_list, by_a_mapping, by_a_global),
+    ],
 )
 def test_buffers_that_are_moved_in_other_ways_than_by_a_call_stay_too(moved):
     encode, counted = moved()

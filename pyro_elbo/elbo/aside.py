@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 __all__ = ["aside", "names_in", "pythons_generators_kept"]
 
 _LIBRARIES = ("torch", "pyro", "numpy", "functools", "contextlib", "builtins", "collections")
+_LONGEST = 1000  # what has more items has data, and no modules
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def _on_copies_of_buffers(programs: Iterable[Any]) -> Iterator[None]:
 
 
 def _modules_in(things: Iterable[Any]) -> Iterator[nn.Module]:
-    """The modules that programs are, or hold: by methods, closures, globals and attributes."""
+    """The modules that programs are, or hold: by methods, closures, globals, attributes, items."""
     seen: set[int] = set()
     left = list(things)
     while left:
@@ -104,6 +105,8 @@ def _held(thing: Any) -> Iterable[Any]:
         return thing.func, *thing.args, *thing.keywords.values()
     if isinstance(thing, FunctionType):
         return *_enclosed(thing), *_named(thing), getattr(thing, "__wrapped__", None)
+    if isinstance(thing, dict | list | tuple | set | frozenset) and len(thing) <= _LONGEST:
+        return thing.values() if isinstance(thing, dict) else thing
     if _is_own(type(thing)) and not isinstance(thing, type):
         return getattr(thing, "__dict__", {}).values()
     return ()

@@ -151,21 +151,39 @@ def _divergence(guide: Any, prior: Any) -> Tensor:
         return _of_coins(guide, prior)
     if not isinstance(guide, Categorical) or not isinstance(prior, Categorical):
         return kl_divergence(*_alike(guide, prior))
+    if guide.probs.shape[-1] != prior.probs.shape[-1]:
+        raise NotImplementedError("of other categories: as of other distributions")
     nothing, possible = guide.logits.new_zeros(()), guide.probs > 0
     own, other = (torch.where(possible, fn.logits, nothing) for fn in (guide, prior))
     return (guide.probs * (own - other)).sum(-1)
 
 
 def _of_coins(guide: Any, prior: Any) -> Tensor:
-    """Torch's KL of coins, which looks at the value of a single one, and so is in no graph."""
+    """Torch's KL of coins, which looks at the value of a single one, and so is in no graph.
+
+    Torch's is infinite also beside a prior whose probability only rounds to 0 or 1.
+    """
     nothing, infinite = guide.probs.new_zeros(()), guide.probs.new_full((), math.inf)
+    never, always = _certain(prior)
     heads = guide.probs * (softplus(-prior.logits) - softplus(-guide.logits))
-    heads = torch.where(prior.probs == 0, infinite, heads)
+    heads = torch.where(never, infinite, heads)
     tails = (1 - guide.probs) * (softplus(prior.logits) - softplus(guide.logits))
-    tails = torch.where(prior.probs == 1, infinite, tails)
+    tails = torch.where(always, infinite, tails)
     return torch.where(guide.probs == 0, nothing, heads) + torch.where(
         guide.probs == 1, nothing, tails
     )
+
+
+def _certain(coin: Any) -> tuple[Tensor, Tensor]:
+    """Where a coin never, and where it always, shows heads: given so, or by an infinite logit.
+
+    Torch gives a coin whose probability is 0 or 1 a logit that is not.
+    """
+    probs, logits = coin.probs, coin.logits
+    rounded = logits.sigmoid()
+    never = (probs == 0) & ((rounded > 0) | (logits == -math.inf))
+    always = (probs == 1) & ((rounded < 1) | (logits == math.inf))
+    return never, always
 
 
 def _alike(guide: Any, prior: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ that in most programs; where it does not, one run of both with tracked values de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -244,11 +244,13 @@ class _Watch(TorchFunctionMode):
         self._descent = descent
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with self._descent.watched():
+        with self._descent.watched() as taken:
             result = func(*args, **(kwargs or {}))
         names = get_provenance([args, kwargs or {}])
         if names and _escapes(func.__name__, args, result):
             raise EscapeError(func.__name__)
+        if taken and not _looks_up(func.__name__, args):
+            raise EscapeError(f"the size of what {func.__name__} gives")
         self._descent.add(extract_provenance(result)[0], names, [args, kwargs])
         return result
 
@@ -258,6 +260,17 @@ def _escapes(name: str, args: Any, result: Any) -> bool:
         in_place = name.endswith("_") and not name.endswith("__")
         return not get_provenance(result) or (in_place and not get_provenance(args[0]))
     return name in _ESCAPES
+
+
+def _looks_up(name: str, args: Any) -> bool:
+    """Whether a number says which entries are taken, and not how many."""
+    return name == "__getitem__" and not any(_bounds(args[1]))
+
+
+def _bounds(index: Any) -> Iterator[bool]:
+    parts = index if isinstance(index, tuple | list) else (index,)
+    slices = (part for part in parts if isinstance(part, slice))
+    return (isinstance(at, Tensor) for own in slices for at in (own.start, own.stop, own.step))
 
 
 def _parents(trace: Any, descent: Descent) -> Parents:

@@ -33,16 +33,16 @@ class Descent(TorchDispatchMode):
         super().__init__()
         self._names: dict[int, Names] = {}
         self._kept: list[Any] = []  # else other numbers come to be in the same memory
-        self._is_watched = False
+        self._taken: set[str] | None = None
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Inside, numbers that are taken from tensors are looked after by who calls this."""
-        outer, self._is_watched = self._is_watched, True
+    def watched(self) -> Iterator[set[str]]:
+        """Inside, numbers may be taken from tensors: what those were computed from is given."""
+        outer, self._taken = self._taken, set()
         try:
-            yield
+            yield self._taken
         finally:
-            self._is_watched = outer
+            self._taken = outer
 
     def mark(self, value: Tensor, names: Names) -> None:
         """Say what a tensor is, whatever it was computed from; its memory is its own."""
@@ -68,8 +68,10 @@ class Descent(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         names = self.of(args, kwargs)
         is_number = isinstance(result, bool | int | float | complex)
-        if names and is_number and not self._is_watched:
-            raise EscapeError(str(func))
+        if names and is_number:
+            if self._taken is None:
+                raise EscapeError(str(func))
+            self._taken |= names
         if names and self.of(_give_a_shape(func, args)):
             raise EscapeError(f"the shape of what {func} gives")
         self.add(result, names)
