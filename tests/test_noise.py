@@ -170,7 +170,7 @@ def compiled_now(noise):
 
 @pytest.mark.parametrize("size, count", [(SMALLEST - 1, 5), (SMALLEST, SMALLEST // 2 + 1)])
 def test_torch_draws_few_numbers_and_most_of_a_permutation(monkeypatch, size, count):
-    monkeypatch.setattr(permutation, "_is_right", lambda: pytest.fail("it is compiled"))
+    monkeypatch.setattr(permutation, "Thread", lambda **kwargs: pytest.fail("it is compiled"))
     first = FirstOfPermutation(torch.empty(size, dtype=torch.int32), count)
     first.compile()
     assert first._draw == first._drawn_by_torch
